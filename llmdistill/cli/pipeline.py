@@ -1,0 +1,92 @@
+"""Which stages run: finished ones are skipped, and a stage is finished when it ended on the same inputs.
+
+`stages.json` keeps for each finished stage a fingerprint of the configuration that it read and of the stage before it.
+A training that was made under other settings is never overwritten: the trainer refuses and shows the difference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmdistill.cache.shard import commit_bytes
+from llmdistill.cli import stages
+from llmdistill.config.run import RunConfig
+from llmdistill.observe.provenance import provenance
+from llmdistill.observe.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the pipeline."""
+
+    name: str
+    work: Callable[[stages.Run], None]
+    sections: tuple[str, ...]
+    """Sections of the configuration that it depends on."""
+    outputs: tuple[str, ...]
+    """Properties of `RunFolder` that must exist for it to count as finished."""
+
+
+PIPELINE = (
+    Stage("generate", stages.generate, ("prompts", "teacher", "capture"), ("cache",)),
+    Stage("train", stages.train, ("prompts", "student", "objectives", "train", "evaluate"), ("checkpoints", "untrained")),
+    Stage("export", stages.export, ("evaluate",), ("student",)),
+    Stage("evaluate", stages.evaluate, ("prompts", "evaluate"), ("evaluation",)),
+    Stage("report", stages.report, (), ("report",)),
+)
+
+
+def run_stages(config: RunConfig, until: str | None) -> None:
+    """Run the pipeline.
+
+    Args:
+        config: the run.
+        until: run this stage alone, or all of them for None. A single stage is run even if it is finished; it keeps
+            what it finds (committed records, checkpoints of the same training).
+    """
+    _quiet_libraries()
+    run = stages.Run(config, RunFolder(Path(config.output).resolve()))
+    folder = run.folder
+    folder.path.mkdir(parents=True, exist_ok=True)
+    commit_bytes(folder.config, (config.model_dump_json(indent=1) + "\n").encode())
+    commit_bytes(folder.provenance, (json.dumps(provenance(), indent=1) + "\n").encode())
+    finished = json.loads(folder.stages.read_text()) if folder.stages.is_file() else {}
+    before = ""
+    for stage in PIPELINE:
+        inputs = fingerprint(config, stage, before)
+        before = inputs
+        complete = finished.get(stage.name) == inputs and all(getattr(folder, name).exists() for name in stage.outputs)
+        if until is None and complete:
+            stages.say(f"{stage.name}: finished before")
+        elif until in (None, stage.name):
+            stage.work(run)
+            finished[stage.name] = inputs
+            commit_bytes(folder.stages, (json.dumps(finished, indent=1) + "\n").encode())
+
+
+def fingerprint(config: RunConfig, stage: Stage, before: str) -> str:
+    """Hash of what a stage reads: its sections, the prompt files, and the fingerprint of the stage before it."""
+    digest = hashlib.blake2b(before.encode(), digest_size=16)
+    values: dict[str, Any] = config.model_dump(mode="json")
+    digest.update(json.dumps({name: values[name] for name in stage.sections}, sort_keys=True).encode())
+    if stage.name == "generate":
+        for source in config.prompts.sources:
+            path = Path(source.path)
+            digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()
+
+
+def _quiet_libraries() -> None:
+    """Progress bars and banners of libraries would tear our own."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

@@ -1,0 +1,18 @@
+"""`capture:` what is kept of the teacher's distributions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from llmdistill.config.base import Section
+
+
+class CaptureConfig(Section):
+    """What is kept at each supervised position."""
+
+    kind: Literal["top_k"] = "top_k"
+    """`top_k`: the k most likely tokens and their log-probabilities."""
+    top_k: int = Field(default=64, ge=1, le=1024)
+    """Entries kept per position."""

@@ -1,0 +1,47 @@
+"""The whole configuration: one YAML file describes a run."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from llmdistill.config.base import Section
+from llmdistill.config.capture import CaptureConfig
+from llmdistill.config.cluster import ClusterConfig
+from llmdistill.config.evaluate import EvaluateConfig
+from llmdistill.config.objectives import AnyObjective
+from llmdistill.config.prompts import PromptsConfig
+from llmdistill.config.student import StudentConfig
+from llmdistill.config.teacher import TeacherConfig
+from llmdistill.config.train import TrainConfig
+
+
+class RunConfig(Section):
+    """One run, from prompts to report."""
+
+    output: str
+    """The run's folder; relative paths start at the working directory."""
+    prompts: PromptsConfig
+    """What the teacher is asked about."""
+    teacher: TeacherConfig
+    """The model that is distilled."""
+    capture: CaptureConfig = CaptureConfig()
+    """What is kept of its distributions."""
+    student: StudentConfig
+    """The model that is trained."""
+    objectives: tuple[AnyObjective, ...] = Field(min_length=1)
+    """What it is trained on."""
+    train: TrainConfig = TrainConfig()
+    """How it is trained."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """What is measured."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Where it runs."""
+
+    @model_validator(mode="after")
+    def _distinct_objectives(self) -> Self:
+        types = [objective.type for objective in self.objectives]
+        if len(set(types)) < len(types):
+            raise ValueError(f"each type of objective may stand once in objectives, found {types}")
+        return self

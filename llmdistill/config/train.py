@@ -1,0 +1,75 @@
+"""`train:` how the student is trained; names follow transformers' TrainingArguments where there is one."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from llmdistill.config.base import Section
+from llmdistill.errors import ConfigError
+
+
+class TrainConfig(Section):
+    """Optimisation, batch shape, sharding and checkpoints."""
+
+    epochs: PositiveInt = 1
+    """Passes over the training records."""
+    lr: PositiveFloat = 3.0e-4
+    """Peak learning rate of AdamW."""
+    warmup_ratio: float = Field(default=0.05, ge=0.0, lt=1.0)
+    """Share of the steps in which the rate climbs from 0 to `lr`; then it follows half a cosine."""
+    min_lr_ratio: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Where the cosine ends, as a share of `lr`."""
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    """On matrices only; never on norms and biases."""
+    adam_beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """AdamW's first moment."""
+    adam_beta2: float = Field(default=0.95, ge=0.0, lt=1.0)
+    """AdamW's second moment."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are clipped to this global norm."""
+    sequence_length: PositiveInt = 1024
+    """Tokens of a packed sequence; longer records are refused."""
+    micro_batch_size: PositiveInt = 1
+    """Packed sequences per worker and forward pass."""
+    tokens_per_step: PositiveInt = 8192
+    """Token slots of an optimizer step over all workers:
+    workers × micro_batch_size × sequence_length × accumulation."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """`bf16` keeps float32 master weights."""
+    workers: PositiveInt = 1
+    """Training processes, one GPU each (or one core without GPUs)."""
+    save_steps: PositiveInt = 50
+    """A checkpoint every so many steps, and at the end."""
+    save_total_limit: PositiveInt = 2
+    """Older checkpoints are removed."""
+    logging_steps: PositiveInt = 1
+    """Steps between two lines of metrics.jsonl."""
+    seed: int = 0
+    """Order of the samples."""
+
+    @model_validator(mode="after")
+    def _batch_arithmetic(self) -> Self:
+        self.accumulation_steps  # raises where it does not divide
+        return self
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro-batches per worker and optimizer step.
+
+        Raises:
+            ConfigError: the batch sizes do not divide.
+        """
+        slots = self.workers * self.micro_batch_size * self.sequence_length
+        if self.tokens_per_step % slots:
+            lower, upper = self.tokens_per_step // slots * slots, -(-self.tokens_per_step // slots) * slots
+            raise ConfigError(
+                f"tokens_per_step {self.tokens_per_step} is not a multiple of workers {self.workers} × micro_batch_size "
+                f"{self.micro_batch_size} × sequence_length {self.sequence_length} = {slots}",
+                where="train.tokens_per_step",
+                fix=f"use {' or '.join(str(value) for value in (lower, upper) if value)}",
+            )
+        return self.tokens_per_step // slots

@@ -1,0 +1,146 @@
+"""The teacher on vLLM; the only file that imports it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmdistill.config.capture import CaptureConfig
+from llmdistill.config.teacher import TeacherConfig
+from llmdistill.errors import EngineError
+from llmdistill.teacher.extract import rows_of_prompt, rows_of_response
+from llmdistill.types import Record, Request
+
+_BATCHED_TOKENS = 2048
+"""Tokens that vLLM schedules at once; bounds its float32 log-softmax of prompts (tokens × vocabulary × 4 bytes)."""
+
+
+class VLLMEngine:
+    """One vLLM engine. Many requests at once share its continuous batch.
+
+    Args:
+        folder: the teacher's model folder.
+        teacher: engine settings.
+        capture: what is kept.
+        cores: CPU cores for the engine; empty on GPUs.
+    """
+
+    def __init__(self, folder: Path, teacher: TeacherConfig, capture: CaptureConfig, cores: tuple[int, ...]) -> None:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        if cores:
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(teacher.kv_cache_gib)
+            # Compiling the one small compiled function of the sampler costs 15 s a start and gains nothing on a core.
+            os.environ["TORCHDYNAMO_DISABLE"] = "1"
+        import vllm
+
+        self.version = f"vllm-{vllm.__version__}"
+        self._folder = folder
+        self._teacher = teacher
+        self._capture = capture
+        self._on_cpu = bool(cores)
+        self._engine: Any = None
+        self._requests = 0
+
+    async def start(self) -> None:
+        """Load the weights; seconds for a small teacher, minutes for a large one."""
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        teacher = self._teacher
+        arguments: dict[str, Any] = {
+            "model": str(self._folder),
+            "dtype": teacher.dtype,
+            "tensor_parallel_size": teacher.tensor_parallel,
+            "max_model_len": teacher.max_model_len,
+            "max_logprobs": self._capture.top_k,
+            "logprobs_mode": "raw_logprobs",
+            "max_num_seqs": teacher.requests_per_shard * teacher.units_in_flight,
+            "max_num_batched_tokens": max(_BATCHED_TOKENS, teacher.max_model_len),
+            "enable_prefix_caching": False,
+            "enable_log_requests": False,
+            "disable_log_stats": True,
+            "trust_remote_code": False,
+        }
+        if self._on_cpu:
+            arguments["enforce_eager"] = True
+            # A prompt that is prefilled in parts makes vLLM rewind the request's random generator, which CPU
+            # generators cannot do and the engine dies of; so prompts are prefilled whole here.
+            arguments["enable_chunked_prefill"] = False
+        else:
+            arguments["gpu_memory_utilization"] = teacher.gpu_memory_utilization
+        loop = asyncio.get_running_loop()
+        self._engine = await loop.run_in_executor(
+            None, lambda: AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        )
+
+    async def answer(self, request: Request) -> Record:
+        """See `TeacherEngine.answer`."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        self._requests += 1
+        prompt = {"prompt_token_ids": list(request.token_ids)}
+        final = None
+        try:
+            async for output in self._engine.generate(prompt, self._parameters(request), f"{self._requests}"):
+                final = output
+        except EngineDeadError as error:
+            raise EngineError(f"the vLLM engine died: {error}", where=request.source) from None
+        if final is None or not final.finished:
+            raise EngineError("vLLM returned no finished answer", where=request.source)
+        if list(final.prompt_token_ids) != list(request.token_ids):
+            raise EngineError("vLLM answered another prompt than the one sent", where=request.source)
+        return self._scored(request, final) if request.seed is None else self._generated(request, final)
+
+    def stop(self) -> None:
+        """End the engine's processes."""
+        if self._engine is not None:
+            self._engine.shutdown()
+            self._engine = None
+
+    def _parameters(self, request: Request) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        common = {"flat_logprobs": True, "detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}
+        if request.seed is None:
+            return SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=self._capture.top_k, **common)
+        sampling = self._teacher.sampling
+        return SamplingParams(
+            max_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=request.seed,
+            logprobs=self._capture.top_k,
+            **common,
+        )
+
+    def _generated(self, request: Request, output: Any) -> Record:
+        completion = output.outputs[0]
+        if completion.finish_reason not in ("stop", "length"):
+            raise ValueError(f"vLLM ended the response with '{completion.finish_reason}'")
+        token_ids = np.array([*request.token_ids, *completion.token_ids], np.int32)
+        return Record(
+            key=request.key,
+            token_ids_N=token_ids,
+            supervised_N=np.arange(len(token_ids)) >= len(request.token_ids),
+            rows=rows_of_response(completion.logprobs, completion.token_ids, self._capture.top_k),
+            finish_reason=completion.finish_reason,
+            split=request.split,
+        )
+
+    def _scored(self, request: Request, output: Any) -> Record:
+        assert request.supervised is not None
+        return Record(
+            key=request.key,
+            token_ids_N=np.array(request.token_ids, np.int32),
+            supervised_N=np.array(request.supervised, bool),
+            rows=rows_of_prompt(output.prompt_logprobs, request.token_ids, request.supervised, self._capture.top_k),
+            finish_reason="scored",
+            split=request.split,
+        )

@@ -1,0 +1,118 @@
+"""Checkpoints: complete or absent, the newest found by itself, old ones removed.
+
+A checkpoint is a folder step-00000123 with DeepSpeed's files and `state.json`. It is written as .step-00000123.tmp and
+renamed by rank 0 once every rank has written its part: the final name is the commit.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmdistill.errors import DataError
+
+_NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class CheckpointState:
+    """What is known of a checkpoint without loading it."""
+
+    step: int
+    """Optimizer steps that are done."""
+    total_steps: int
+    workers: int
+    zero_stage: int
+    identity: dict[str, Any]
+    """See `TrainJob.identity`."""
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The complete checkpoint with the highest step."""
+    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and (path / "state.json").is_file()]
+    return max(found, key=lambda path: path.name, default=None)
+
+
+def read_state(checkpoint: Path) -> CheckpointState:
+    """The state of a checkpoint.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return CheckpointState(**json.loads((checkpoint / "state.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"cannot be read: {error}", where=str(checkpoint / "state.json")) from None
+
+
+def require_same_training(found: CheckpointState, asked: CheckpointState, checkpoint: Path) -> None:
+    """Refuse to continue another training.
+
+    Raises:
+        DataError: objectives, data or settings differ (the difference is shown), or the number of workers does.
+    """
+    differing = [
+        f"{key}: the checkpoint has {found.identity.get(key)!r}, asked is {asked.identity.get(key)!r}"
+        for key in sorted({*found.identity, *asked.identity})
+        if found.identity.get(key) != asked.identity.get(key)
+    ]
+    if differing:
+        raise DataError(
+            "the checkpoint belongs to another training\n  " + "\n  ".join(differing),
+            where=str(checkpoint),
+            fix=f"go back to these settings, choose another output folder, or remove {checkpoint.parent}",
+        )
+    if found.workers != asked.workers and found.step < found.total_steps:
+        raise DataError(
+            f"saved by {found.workers} workers, and {asked.workers} are to continue it",
+            where=str(checkpoint),
+            fix=f"use train.workers={found.workers}",
+        )
+
+
+def save_checkpoint(engine: Any, folder: Path, state: CheckpointState, keep: int) -> None:
+    """Save on all ranks, commit on rank 0, remove all but the newest `keep`.
+
+    Raises:
+        DataError: the file system refuses.
+    """
+    name = f"step-{state.step:08d}"
+    temporary = folder / f".{name}.tmp"
+    leader = torch.distributed.get_rank() == 0
+    if leader:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    torch.distributed.barrier()
+    try:
+        engine.save_checkpoint(str(folder), tag=temporary.name, save_latest=False)
+        torch.distributed.barrier()
+        if leader:
+            (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n")
+            shutil.rmtree(folder / name, ignore_errors=True)
+            temporary.rename(folder / name)
+            for old in sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))[:-keep]:
+                shutil.rmtree(old)
+    except OSError as error:
+        raise DataError(
+            f"cannot write a checkpoint: {error}",
+            where=str(folder),
+            fix="make room, then run the same command again: it continues from the checkpoint before",
+        ) from None
+    torch.distributed.barrier()
+
+
+def load_checkpoint(engine: Any, checkpoint: Path) -> None:
+    """Load weights, optimizer and schedule into the engine, on all ranks.
+
+    Raises:
+        DataError: DeepSpeed finds its files incomplete.
+    """
+    path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    if path is None:
+        raise DataError("DeepSpeed cannot load it", where=str(checkpoint), fix="remove it; the one before is used")

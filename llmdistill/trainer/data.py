@@ -1,0 +1,135 @@
+"""From stored records to the tensors of a micro-batch.
+
+1. `StepPlan` (cache/order.py) names the records of each packed sequence of a step.
+2. `collate` lays their tokens one after the other and lists the rows that have a teacher distribution.
+3. `read_ahead` does so in a thread while the device computes.
+
+Resuming at step n means starting the plan at step n; nothing else has state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from llmdistill.cache.order import StepPlan
+from llmdistill.cache.reader import CacheReader, EncodedRows
+from llmdistill.objectives.targets import TeacherTargets
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Packed sequences of one forward pass, rows still encoded."""
+
+    token_ids_BT: torch.Tensor
+    """int64 [B, T]; unused slots at the end hold 0 and are neither supervised nor attended by records."""
+    positions_BT: torch.Tensor
+    """int64 [B, T]: position within the record; starts anew at each record, which is what bounds attention."""
+    row_slots_R: torch.Tensor
+    """int64 [R]: slot b·T + t of each supervised row."""
+    actual_ids_R: torch.Tensor
+    """int64 [R]: the token that follows the row."""
+    rows: EncodedRows | None
+    """None where no row is supervised."""
+    tokens: int
+    """Slots that hold tokens of records."""
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on another device."""
+        return MicroBatch(
+            self.token_ids_BT.to(device),
+            self.positions_BT.to(device),
+            self.row_slots_R.to(device),
+            self.actual_ids_R.to(device),
+            None if self.rows is None else self.rows.to(device),
+            self.tokens,
+        )
+
+    def targets(self, vocabulary_size: int) -> TeacherTargets | None:
+        """The teacher's side, decoded where the batch lies."""
+        if self.rows is None:
+            return None
+        ids_RK, logprobs_RK = self.rows.decode(vocabulary_size)
+        return TeacherTargets(self.actual_ids_R, ids_RK, logprobs_RK, self.rows.mass_R)
+
+
+def collate(reader: CacheReader, sequences: list[tuple[int, ...]], sequence_length: int) -> MicroBatch:
+    """Lay records into sequences of `sequence_length` slots.
+
+    Args:
+        reader: the cache.
+        sequences: the records of each sequence; an empty one gives padding alone.
+        sequence_length: T.
+    """
+    token_ids_BT = torch.zeros(len(sequences), sequence_length, dtype=torch.int64)
+    positions_BT = torch.zeros(len(sequences), sequence_length, dtype=torch.int64)
+    slots, actual, rows, tokens = [], [], [], 0
+    for b, members in enumerate(sequences):
+        start = 0
+        for number in members:
+            record = reader.read(number)
+            length = len(record.token_ids_N)
+            token_ids_BT[b, start : start + length] = record.token_ids_N
+            positions_BT[b, start : start + length] = torch.arange(length)
+            # Row t predicts token t+1: the row of a supervised token lies one slot before it.
+            supervised = record.supervised_N.nonzero()[:, 0]
+            slots.append(b * sequence_length + start + supervised - 1)
+            actual.append(record.token_ids_N[supervised])
+            rows.append(record.rows)
+            start += length
+        positions_BT[b, start:] = torch.arange(sequence_length - start)
+        tokens += start
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return MicroBatch(
+        token_ids_BT,
+        positions_BT,
+        torch.cat(slots) if slots else nothing,
+        torch.cat(actual) if actual else nothing,
+        EncodedRows.concatenate(rows) if rows else None,
+        tokens,
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one rank computes of one optimizer step."""
+
+    number: int
+    micro_batches: list[MicroBatch]
+    global_rows: int
+    """Supervised rows of the whole step, over all ranks: known from the plan, without asking anyone."""
+    global_tokens: int
+    wait_seconds: float
+    """How long the trainer waited for this step's data."""
+
+
+def read_ahead(
+    reader: CacheReader, plan: StepPlan, first: int, rank: int, num_ranks: int, micro_batch_size: int, sequence_length: int
+) -> Iterator[Step]:
+    """The steps first … len(plan) - 1 of one rank, each read while the one before is computed."""
+
+    def load(number: int) -> Step:
+        everyone = [record for members in plan.step(number) for record in members]
+        batches = plan.micro_batches(number, rank, num_ranks, micro_batch_size)
+        return Step(
+            number,
+            [collate(reader, sequences, sequence_length) for sequences in batches],
+            int(reader.row_counts[everyone].sum()),
+            int(reader.token_counts[everyone].sum()),
+            0.0,
+        )
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as pool:
+        upcoming = pool.submit(load, first) if first < len(plan) else None
+        for number in range(first, len(plan)):
+            assert upcoming is not None
+            started = time.monotonic()
+            step = upcoming.result()
+            step = dataclasses.replace(step, wait_seconds=time.monotonic() - started)
+            upcoming = pool.submit(load, number + 1) if number + 1 < len(plan) else None
+            yield step

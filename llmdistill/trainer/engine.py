@@ -1,0 +1,62 @@
+"""From our configuration to a DeepSpeed engine."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmdistill.config.train import TrainConfig
+from llmdistill.trainer.model import DistillationModule
+from llmdistill.trainer.schedule import learning_rate_factor
+
+
+def deepspeed_config(train: TrainConfig) -> dict[str, Any]:
+    """The DeepSpeed dictionary, every value resolved."""
+    return {
+        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "gradient_accumulation_steps": train.accumulation_steps,
+        "train_batch_size": train.micro_batch_size * train.accumulation_steps * train.workers,
+        "gradient_clipping": train.max_grad_norm,
+        "bf16": {"enabled": train.precision == "bf16"},
+        "zero_optimization": {"stage": train.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+
+
+def weight_decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups: matrices decay, vectors (norms, biases) do not."""
+    matrices = [parameter for parameter in module.parameters() if parameter.requires_grad and parameter.ndim >= 2]
+    vectors = [parameter for parameter in module.parameters() if parameter.requires_grad and parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def initialize(module: DistillationModule, train: TrainConfig, total_steps: int) -> Any:
+    """The DeepSpeed engine of this rank; the process group exists already."""
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+
+    deepspeed.init_distributed(torch.distributed.get_backend(), auto_mpi_discovery=False)
+    # The fused and CPU optimizers of DeepSpeed need a compiler on the machine; torch's own is always there.
+    optimizer = torch.optim.AdamW(
+        weight_decay_groups(module, train.weight_decay), lr=train.lr, betas=(train.adam_beta1, train.adam_beta2)
+    )
+    factor = functools.partial(
+        learning_rate_factor, total_steps=total_steps, warmup_ratio=train.warmup_ratio, min_ratio=train.min_lr_ratio
+    )
+    if train.zero_stage == 3:
+        # The objectives use the head's weight outside of the head: ZeRO-3 must gather it around their forward pass.
+        deepspeed.zero.register_external_parameter(module.objectives, module.head_weight())
+    engine, *_ = deepspeed.initialize(
+        model=module,
+        optimizer=optimizer,
+        lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(wrapped, factor),
+        config=deepspeed_config(train),
+    )
+    return engine

@@ -1,0 +1,44 @@
+"""One training: what it reads, what it optimises and where it writes. Plain data, so that it travels to workers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmdistill.config.train import TrainConfig
+
+_FREE_TO_CHANGE = frozenset({"save_steps", "save_total_limit", "logging_steps", "workers", "micro_batch_size"})
+"""Settings that change how a training runs and not what comes out."""
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """A training of one model."""
+
+    name: str
+    """`student`, or the name of a baseline; stands in the metrics."""
+    cache: Path
+    held_out: float
+    init: Path
+    """Model folder with the first weights."""
+    checkpoints: Path
+    metrics: Path
+    weights: dict[str, float]
+    """Objective name → weight."""
+    train: TrainConfig
+
+    def identity(self, record_keys: list[bytes]) -> dict[str, Any]:
+        """What must be equal for a checkpoint to be continued.
+
+        Args:
+            record_keys: keys of the training records.
+        """
+        settings = {key: value for key, value in self.train.model_dump().items() if key not in _FREE_TO_CHANGE}
+        return {
+            "objectives": self.weights,
+            "records": hashlib.blake2b(b"".join(sorted(record_keys)), digest_size=16).hexdigest(),
+            **{f"train.{key}": value for key, value in json.loads(json.dumps(settings)).items()},
+        }

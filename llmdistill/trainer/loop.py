@@ -1,0 +1,133 @@
+"""The training loop of one rank."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+
+from llmdistill.cache.order import StepPlan, plan_steps
+from llmdistill.cache.reader import CacheReader
+from llmdistill.errors import DataError, TrainingError
+from llmdistill.student.creation import load_student
+from llmdistill.trainer.checkpoint import (
+    CheckpointState,
+    latest_checkpoint,
+    load_checkpoint,
+    read_state,
+    require_same_training,
+    save_checkpoint,
+)
+from llmdistill.trainer.data import Step, read_ahead
+from llmdistill.trainer.engine import initialize
+from llmdistill.trainer.job import TrainJob
+from llmdistill.trainer.metrics import MetricsFile
+from llmdistill.trainer.model import DistillationModule
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def make_plan(reader: CacheReader, job: TrainJob) -> StepPlan:
+    """The steps of a training, the same on every rank.
+
+    Raises:
+        DataError: no training record, no supervised row, or a record longer than a packed sequence.
+    """
+    records, _ = reader.split(job.held_out)
+    if not len(records) or not reader.row_counts[records].sum():
+        raise DataError("the cache holds no training record with supervised tokens", where=str(job.cache))
+    longest = int(reader.token_counts[records].max())
+    if longest > job.train.sequence_length:
+        raise DataError(
+            f"the longest record has {longest} tokens, train.sequence_length is {job.train.sequence_length}",
+            where=str(job.cache),
+            fix=f"use a train.sequence_length of at least {longest}",
+        )
+    sequences_per_step = job.train.tokens_per_step // job.train.sequence_length
+    return plan_steps(
+        reader.token_counts, records, job.train.epochs, job.train.seed, job.train.sequence_length, sequences_per_step
+    )
+
+
+def first_and_total_steps(job: TrainJob) -> tuple[int, int]:
+    """Steps that are done already, and steps in all; raises as `make_plan` does."""
+    total = len(make_plan(CacheReader(job.cache), job))
+    checkpoint = latest_checkpoint(job.checkpoints)
+    return (read_state(checkpoint).step if checkpoint else 0), total
+
+
+def run_training(job: TrainJob) -> None:
+    """Train to the end, from the newest checkpoint; the process group exists already. Ends with a checkpoint.
+
+    Raises:
+        DataError: data or checkpoint do not fit.
+        TrainingError: the loss is not finite.
+    """
+    reader = CacheReader(job.cache)
+    plan = make_plan(reader, job)
+    rank, num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    training, _ = reader.split(job.held_out)
+    keys = [reader.keys[number] for number in training]
+
+    def state(step: int) -> CheckpointState:
+        return CheckpointState(step, len(plan), num_ranks, job.train.zero_stage, job.identity(keys))
+
+    first = 0
+    checkpoint = latest_checkpoint(job.checkpoints)
+    if checkpoint is not None:
+        found = read_state(checkpoint)
+        require_same_training(found, state(found.step), checkpoint)
+        first = found.step
+    if first == len(plan):
+        return
+    student = load_student(job.init, _DTYPES[job.train.precision])
+    student.train()
+    engine = initialize(
+        DistillationModule(student, reader.spec.vocabulary_size, job.weights), job.train, total_steps=len(plan)
+    )
+    if checkpoint is not None:
+        load_checkpoint(engine, checkpoint)
+    metrics = MetricsFile(job.metrics, job.name, first) if rank == 0 else None
+    steps = read_ahead(
+        reader, plan, first, rank, num_ranks, job.train.micro_batch_size, job.train.sequence_length
+    )
+    for step in steps:
+        values = _run_step(engine, step, job, num_ranks)
+        done = step.number + 1
+        if metrics and (done % job.train.logging_steps == 0 or done == len(plan)):
+            metrics.write(done, {"total_steps": len(plan), **values})
+        if done % job.train.save_steps == 0 or done == len(plan):
+            save_checkpoint(engine, job.checkpoints, state(done), job.train.save_total_limit)
+
+
+def _run_step(engine: Any, step: Step, job: TrainJob, num_ranks: int) -> dict[str, Any]:
+    started = time.monotonic()
+    learning_rate = engine.optimizer.param_groups[0]["lr"]
+    sums = torch.zeros(len(job.weights), device=engine.device)
+    # DeepSpeed averages gradients over ranks and micro-batches; the factor turns that into the sum over the step's
+    # rows divided by their number, so that neither ranks nor accumulation weigh in.
+    factor = num_ranks * len(step.micro_batches) / max(step.global_rows, 1)
+    for micro_batch in step.micro_batches:
+        total, micro_sums = engine(micro_batch.to(engine.device))
+        engine.backward(total * factor)
+        engine.step()
+        sums += micro_sums
+    torch.distributed.all_reduce(sums)
+    values = dict(zip(job.weights, (sums / max(step.global_rows, 1)).tolist(), strict=True))
+    loss = sum(job.weights[name] * value for name, value in values.items())
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss of step {step.number + 1} is {loss}", fix="lower train.lr")
+    seconds = time.monotonic() - started + step.wait_seconds
+    return {
+        "loss": loss,
+        **values,
+        "learning_rate": learning_rate,
+        "grad_norm": float(engine.get_global_grad_norm() or 0.0),
+        "rows": step.global_rows,
+        "tokens": step.global_tokens,
+        "tokens_per_second": step.global_tokens / seconds,
+        "step_seconds": seconds,
+        "data_wait_seconds": step.wait_seconds,
+    }

@@ -1,0 +1,50 @@
+"""The training's lines in metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+class MetricsFile:
+    """Appends one JSON object a line; lines of steps that are about to be repeated are removed first.
+
+    Args:
+        path: the file, shared with other trainings of the run.
+        model: name of the model that is trained, part of each line.
+        first_step: steps from here on are still to come.
+    """
+
+    def __init__(self, path: Path, model: str, first_step: int) -> None:
+        self._path = path
+        self._model = model
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [
+            line
+            for line in read_metrics(path)
+            if line.get("model") != model or line["step"] <= first_step
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Append the line of a finished step (the first is 1)."""
+        rounded = {key: _rounded(value) if isinstance(value, float) else value for key, value in values.items()}
+        with self._path.open("a") as stream:
+            stream.write(json.dumps({"stage": "train", "model": self._model, "step": step, **rounded}) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All complete lines of a metrics file; none where there is no file. A last line cut by a crash is left out."""
+    lines = []
+    for text in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def _rounded(value: float) -> float:
+    return value if not math.isfinite(value) or value == 0 else round(value, 6 - math.floor(math.log10(abs(value))))
