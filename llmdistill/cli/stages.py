@@ -65,8 +65,11 @@ def generate(run: Run) -> None:
         with Progress("generate", len(requests), "records", already) as progress, ray_cluster(config.cluster):
 
             def show(report: FleetReport) -> None:
-                rate = report.rows / report.seconds if report.seconds else 0.0
-                note = f"{report.rows} rows  {rate:.0f} rows/s" + (f"  {report.restarts} restarts" * bool(report.restarts))
+                note = "loading the teacher"
+                if report.seconds:
+                    note = f"{report.rows} rows  {report.rows / report.seconds:.0f} rows/s"
+                if report.restarts:
+                    note += f"  {report.restarts} restarts"
                 progress.update(already + report.records, note)
 
             report = run_fleet(pending, factory, config.teacher, run.folder.cache, spec, show)

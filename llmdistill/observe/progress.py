@@ -25,7 +25,7 @@ class Progress:
         from rich.progress import Progress as RichProgress
 
         self._stage, self._total, self._unit, self._already = stage, total, unit, already
-        self._started: float | None = None
+        self._first: tuple[float, int] | None = None
         self._printed = 0.0
         self._rich = None
         if sys.stderr.isatty():
@@ -60,11 +60,12 @@ class Progress:
             note: further figures, for example `loss 2.31`.
         """
         now = time.monotonic()
-        if self._started is None:
-            self._started = now
-        elapsed = now - self._started
-        fresh = done - self._already
-        left = "" if not fresh or done >= self._total else f"{elapsed / fresh * (self._total - done):.0f} s left"
+        if self._first is None and done > self._already:
+            self._first = (now, done)  # the rate counts from here: what came before was start-up
+        left = ""
+        if self._first and self._first[1] < done < self._total:
+            seconds_each = (now - self._first[0]) / (done - self._first[1])
+            left = f"{seconds_each * (self._total - done):.0f} s left"
         text = "  ".join(filter(None, [self._unit, note, left]))
         if self._rich:
             self._rich.update(self._task, completed=done, note=text)

@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llmdistill.config.load import load_config
+from llmdistill.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+MINIMAL = {
+    "output": "runs/x",
+    "prompts": {"sources": [{"path": "a.jsonl"}]},
+    "teacher": {"model": "somewhere"},
+    "student": {"from_teacher": {"layers": 2}},
+    "objectives": [{"type": "forward_kl", "weight": 0.9}, {"type": "sequence_ce", "weight": 0.1}],
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL))
+    return file
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("**/*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_parses_and_its_files_exist(config: Path) -> None:
+    loaded = load_config(config)
+    assert all((ROOT / source.path).is_file() for source in loaded.prompts.sources)
+
+
+def test_overrides_reach_any_leaf(path: Path) -> None:
+    loaded = load_config(path, ["train.lr=5e-4", "objectives.0.weight=0.5", "teacher.sampling.seed=7", "evaluate.baseline=false"])
+    assert loaded.train.lr == 5e-4
+    assert loaded.objectives[0].weight == 0.5
+    assert loaded.teacher.sampling.seed == 7
+    assert loaded.evaluate.baseline is False
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lrr=1", "train.lrr: unknown key; did you mean train.lr?"),
+        ("objectives.0.weigth=1", "objectives.0.weigth: unknown key; did you mean objectives.0.weight?"),
+        ("prompts.sources.0.pth=b", "did you mean prompts.sources.0.path?"),
+        ("train.lr=fast", "train.lr: Input should be a valid number, unable to parse string as a number, got 'fast'"),
+        ("train.tokens_per_step=9000", "use 8192"),
+        ("student.from_teacher=null", "exactly one of student.from_teacher and student.model"),
+        ("objectives.0.temperature=2", "log-sum-exp at that temperature"),
+        ("objectives.5.weight=1", "'5' is not an item of a list of 2"),
+        ("output.folder=1", "'output' holds a value and has no keys below it"),
+        ("train.lr", "is not an override"),
+        ("train.lr=[", "is not YAML"),
+    ],
+)
+def test_faults_are_named(path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [override])
+    assert message in str(caught.value)
+
+
+def test_missing_section_and_missing_file(tmp_path: Path, path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the configuration"):
+        load_config(tmp_path / "absent.yaml")
+    path.write_text(yaml.safe_dump({key: value for key, value in MINIMAL.items() if key != "teacher"}))
+    with pytest.raises(ConfigError, match="teacher: this key is required"):
+        load_config(path)
+
+
+def test_an_objective_may_stand_once(path: Path) -> None:
+    path.write_text(yaml.safe_dump(MINIMAL | {"objectives": [{"type": "sequence_ce"}] * 2}))
+    with pytest.raises(ConfigError, match="may stand once"):
+        load_config(path)
+
+
+def test_resolved_config_loads_again(path: Path, tmp_path: Path) -> None:
+    loaded = load_config(path)
+    again = tmp_path / "resolved.json"
+    again.write_text(loaded.model_dump_json())
+    assert load_config(again) == loaded
