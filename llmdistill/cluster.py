@@ -19,6 +19,7 @@ def ray_cluster(cluster: ClusterConfig) -> Iterator[None]:
 
     Raises:
         ClusterError: no cluster answers at the address.
+
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -56,10 +57,13 @@ def require_resources(what: str, asked: dict[str, float], fix: str) -> None:
 
     Raises:
         ClusterError: the cluster does not hold that much.
+
     """
     import ray
 
     total = ray.cluster_resources()
     for resource, amount in asked.items():
         if amount > total.get(resource, 0):
-            raise ClusterError(f"{what} needs {amount:g} {resource}, the cluster has {total.get(resource, 0):g}", fix=fix)
+            raise ClusterError(
+                f"{what} needs {amount:g} {resource}, the cluster has {total.get(resource, 0):g}", fix=fix
+            )

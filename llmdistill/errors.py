@@ -21,6 +21,7 @@ class LLMDistillError(Exception):
         what: the fault, in one sentence without a full stop at the end.
         where: the file, key, record or process concerned; may be empty.
         fix: what a person can do about it; may be empty.
+
     """
 
     exit_status = 1

@@ -27,13 +27,22 @@ def make_record(number: int, *, k: int = 8, vocabulary_size: int = 1000, tokens:
     )
     key = int(generator.integers(1 << 62)).to_bytes(16, "little")
     return Record(
-        key, token_ids, np.arange(tokens) >= prompt, rows, "stop", split=int(generator.integers(0, 2**64, dtype=np.uint64))
+        key,
+        token_ids,
+        np.arange(tokens) >= prompt,
+        rows,
+        "stop",
+        split=int(generator.integers(0, 2**64, dtype=np.uint64)),
     )
 
 
-def make_cache(folder: Path, records: int = 12, shard: int = 5, spec: CaptureSpec = SPEC, **options: int) -> list[Record]:
+def make_cache(
+    folder: Path, records: int = 12, shard: int = 5, spec: CaptureSpec = SPEC, **options: int
+) -> list[Record]:
     """A cache of `records` random records; returns them."""
-    made = [make_record(number, k=spec.top_k, vocabulary_size=spec.vocabulary_size, **options) for number in range(records)]
+    made = [
+        make_record(number, k=spec.top_k, vocabulary_size=spec.vocabulary_size, **options) for number in range(records)
+    ]
     for start in range(0, records, shard):
         write_shard(shard_folder(folder), made[start : start + shard], spec, "fake-1")
     write_index(folder)

@@ -43,7 +43,9 @@ def write_config(folder: Path, teacher: Path, **sections: dict) -> Path:
     for name, section in sections.items():
         config[name] = {**config.get(name, {}), **section}
     (folder / "prompts.jsonl").write_text(
-        "".join(json.dumps({"messages": [{"role": "user", "content": f"Tell me about {n}."}]}) + "\n" for n in range(60))
+        "".join(
+            json.dumps({"messages": [{"role": "user", "content": f"Tell me about {n}."}]}) + "\n" for n in range(60)
+        )
     )
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
@@ -90,7 +92,9 @@ def test_killed_in_generate_and_in_train_the_same_command_finishes(tiny_teacher:
     assert "generate: finished before" in finished.stderr
     assert keys(run) == keys(calm)
 
-    steps = [line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if line["model"] == "student"]
+    steps = [
+        line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if line["model"] == "student"
+    ]
     assert [line["step"] for line in steps] == list(range(1, steps[-1]["total_steps"] + 1))
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert evaluation["held_out_records"] == len(CacheReader(run / "cache").split(0.2)[1])
@@ -116,7 +120,7 @@ def test_killed_in_generate_and_in_train_the_same_command_finishes(tiny_teacher:
 
 @pytest.mark.timeout(600)
 def test_the_real_parts_together_in_score_mode(tiny_teacher: Path, tmp_path: Path) -> None:
-    """vLLM on Ray, safetensors shards, ZeRO-2 under Ray Train, export; then vLLM loads the student."""
+    """VLLM on Ray, safetensors shards, ZeRO-2 under Ray Train, export; then vLLM loads the student."""
     config = write_config(
         tmp_path, tiny_teacher, teacher={"engine": "vllm"}, prompts={"mode": "score"}, evaluate={"baseline": False}
     )
@@ -146,7 +150,12 @@ def test_the_real_parts_together_in_score_mode(tiny_teacher: Path, tmp_path: Pat
         "out = llm.generate({'prompt_token_ids': [1, 50, 60]}, SamplingParams(max_tokens=5, ignore_eos=True))\n"
         "print('tokens', len(out[0].outputs[0].token_ids))\n"
     )
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    environment = {
+        **os.environ,
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "TORCHDYNAMO_DISABLE": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=200)
     assert "tokens 5" in loaded.stdout, loaded.stderr[-2000:]
 
@@ -164,7 +173,12 @@ def test_the_real_parts_together_in_score_mode(tiny_teacher: Path, tmp_path: Pat
     ],
 )
 def test_wrong_input_ends_with_its_status_and_one_clear_error(
-    tmp_path: Path, arguments: list[str], status: int, message: str, teacher_folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    arguments: list[str],
+    status: int,
+    message: str,
+    teacher_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     if arguments[0] == "run" and arguments[1].startswith("configs"):

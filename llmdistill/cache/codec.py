@@ -6,7 +6,8 @@ fields of 1, 2, 4 or 8 bits, first entry in the lowest bits.
 Log-probabilities. A value l ≤ 0 becomes the byte round(255·sqrt(min(-l, 32)/32)) and back -32·(byte/255)². The square
 root spends the codes where the probability is: the error of an entry with l ≥ -32 is at most
 (sqrt(-32·l) + 0.07)/255, that is 0.023 at l = -1 and 0.09 at l = -16. Kept beside the codes is the sum of the kept
-probabilities; decoding rescales the entries to that sum, so the tail mass is exact and the error of first order is gone.
+probabilities; decoding rescales the entries to that sum, so the tail mass is exact and the error of
+first order is gone.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def encode_ids(ids: np.ndarray, vocabulary_size: int) -> tuple[np.ndarray, np.nd
 
     Raises:
         ValueError: an id is negative or not below `vocabulary_size`.
+
     """
     ids = np.asarray(ids)
     if ids.size and (ids.min() < 0 or ids.max() >= vocabulary_size):
@@ -69,6 +71,7 @@ def encode_logprobs(logprobs_RK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
         ValueError: a value is NaN or above 0, or a row's probabilities sum to more than 1.
+
     """
     logprobs_RK = np.asarray(logprobs_RK, dtype=np.float32)
     mass_R = np.exp(logprobs_RK, dtype=np.float64).sum(axis=-1)

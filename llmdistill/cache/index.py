@@ -28,6 +28,7 @@ def committed_keys(cache: Path, spec: CaptureSpec) -> set[bytes]:
 
     Raises:
         DataError: a shard was captured under another spec (the difference is shown), is damaged, or repeats a record.
+
     """
     for leftover in shard_folder(cache).glob(".*.tmp"):
         leftover.unlink()
@@ -46,6 +47,7 @@ def require_same_spec(found: CaptureSpec, asked: CaptureSpec, path: Path) -> Non
 
     Raises:
         DataError: the specs differ; every differing field is shown.
+
     """
     if found == asked:
         return
@@ -66,6 +68,7 @@ def write_index(cache: Path) -> dict[str, object]:
 
     Raises:
         DataError: there is no shard, or one is damaged.
+
     """
     paths = shard_paths(cache)
     if not paths:

@@ -35,6 +35,7 @@ def pack(lengths: np.ndarray, order: np.ndarray, sequence_length: int) -> list[l
 
     Raises:
         ValueError: a record is longer than `sequence_length`.
+
     """
     closed: list[list[int]] = []
     open_members: list[list[int]] = []
@@ -71,12 +72,15 @@ class StepPlan:
 
     def step(self, number: int) -> list[tuple[int, ...]]:
         """The `sequences_per_step` sequences of a step; the last step is filled up with empty ones, so that all ranks
-        run equally many forward and backward passes."""
+        run equally many forward and backward passes.
+        """
         start = number * self.sequences_per_step
         members = list(self.sequences[start : start + self.sequences_per_step])
         return members + [()] * (self.sequences_per_step - len(members))
 
-    def micro_batches(self, number: int, rank: int, num_ranks: int, micro_batch_size: int) -> list[list[tuple[int, ...]]]:
+    def micro_batches(
+        self, number: int, rank: int, num_ranks: int, micro_batch_size: int
+    ) -> list[list[tuple[int, ...]]]:
         """What a rank computes of a step: its micro-batches, each a list of `micro_batch_size` sequences."""
         mine = self.step(number)[rank::num_ranks]
         return [mine[i : i + micro_batch_size] for i in range(0, len(mine), micro_batch_size)]

@@ -19,7 +19,7 @@ from llmdistill.types import FINISH_REASONS, CaptureSpec
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Stored rows as they lie in the shard, R rows of one or more records. They travel like this and are decoded late."""
+    """Stored rows as they lie in the shard, R rows of one or more records; they travel so and are decoded late."""
 
     ids_low_RK: torch.Tensor
     ids_high: torch.Tensor
@@ -68,6 +68,7 @@ class CacheReader:
 
     Raises:
         DataError: no shards, damaged ones, or shards of different captures.
+
     """
 
     def __init__(self, cache: Path) -> None:
@@ -76,7 +77,9 @@ class CacheReader:
             raise DataError("the cache holds no shard", where=str(cache), fix="run `llmdistill generate` first")
         self.spec: CaptureSpec = read_spec(paths[0])
         self._shards: list[Any] = []
-        small: dict[str, list[np.ndarray]] = {name: [] for name in ("keys", "splits", "finish_reasons", "lengths", "at")}
+        small: dict[str, list[np.ndarray]] = {
+            name: [] for name in ("keys", "splits", "finish_reasons", "lengths", "at")
+        }
         self._offsets: list[tuple[np.ndarray, np.ndarray]] = []
         for number, path in enumerate(paths):
             require_same_spec(read_spec(path), self.spec, path)
@@ -119,7 +122,8 @@ class CacheReader:
         row_slice = slice(int(rows[position]), int(rows[position + 1]))
 
         def cut(name: str, where: slice) -> torch.Tensor:
-            return shard.get_slice(name)[where]
+            tensor: torch.Tensor = shard.get_slice(name)[where]
+            return tensor
 
         token_ids = decode_ids(
             cut("token_ids_low", token_slice).unsqueeze(-1),

@@ -44,6 +44,7 @@ def write_shard(folder: Path, records: Sequence[Record], spec: CaptureSpec, engi
     Raises:
         ValueError: a record holds ids outside the vocabulary or impossible log-probabilities.
         DataError: the file system refuses (disk full and the like); nothing is left behind.
+
     """
     tensors = _encode(records, spec)
     digest = _checksum(tensors)
@@ -70,6 +71,7 @@ def commit_bytes(path: Path, payload: bytes) -> None:
 
     Raises:
         DataError: the file system refuses; the temporary file is removed.
+
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -99,6 +101,7 @@ def read_summary(path: Path) -> ShardSummary:
 
     Raises:
         DataError: the file is cut, or not a shard of this format and version.
+
     """
     metadata, _ = _header(path)
     return ShardSummary(
@@ -123,6 +126,7 @@ def verify_shard(path: Path) -> None:
 
     Raises:
         DataError: it differs.
+
     """
     metadata, names = _header(path)
     with safe_open(str(path), framework="numpy") as shard:

@@ -20,8 +20,9 @@ from llmdistill.errors import LLMDistillError
 def cli(context: click.Context, debug: bool) -> None:
     """Distil a large language model into a small one.
 
-    One YAML file describes a run. A command ends with status 0 when done, 1 when it failed while running, 2 when the
-    configuration or the call is wrong, 3 when data or a cache is damaged, 4 when the cluster cannot give what was asked.
+    One YAML file describes a run. A command ends with status 0 when done, 1 when it failed while running, 2 when
+    the configuration or the call is wrong, 3 when data or a cache is damaged, 4 when the cluster cannot give what
+    was asked.
     """
     context.obj = {"debug": debug}
 

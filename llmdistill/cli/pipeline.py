@@ -35,7 +35,9 @@ class Stage:
 
 PIPELINE = (
     Stage("generate", stages.generate, ("prompts", "teacher", "capture"), ("cache",)),
-    Stage("train", stages.train, ("prompts", "student", "objectives", "train", "evaluate"), ("checkpoints", "untrained")),
+    Stage(
+        "train", stages.train, ("prompts", "student", "objectives", "train", "evaluate"), ("checkpoints", "untrained")
+    ),
     Stage("export", stages.export, ("evaluate",), ("student",)),
     Stage("evaluate", stages.evaluate, ("prompts", "evaluate"), ("evaluation",)),
     Stage("report", stages.report, (), ("report",)),
@@ -49,6 +51,7 @@ def run_stages(config: RunConfig, until: str | None) -> None:
         config: the run.
         until: run this stage alone, or all of them for None. A single stage is run even if it is finished; it keeps
             what it finds (committed records, checkpoints of the same training).
+
     """
     _quiet_libraries()
     run = stages.Run(config, RunFolder(Path(config.output).resolve()))
@@ -84,6 +87,10 @@ def fingerprint(config: RunConfig, stage: Stage, before: str) -> str:
 
 def _quiet_libraries() -> None:
     """Progress bars and banners of libraries would tear our own."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns where it has to guess
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

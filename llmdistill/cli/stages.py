@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +101,7 @@ def capture_spec(run: Run, tokenizer: Any) -> Any:
 
 def train(run: Run) -> None:
     """Train the student, and the baseline where one is asked for."""
-    weights = {objective.type: objective.weight for objective in run.config.objectives}
+    weights: dict[str, float] = {objective.type: objective.weight for objective in run.config.objectives}
     make_untrained(run)
     trainings = [("student", weights, run.folder.checkpoints)]
     if run.config.evaluate.baseline:
@@ -173,7 +172,8 @@ def export(run: Run) -> None:
             raise DataError("there is no checkpoint", where=str(checkpoints), fix="run `llmdistill train` first")
         card = model_card(name, run.config, index)
         export_student(checkpoint, run.folder.untrained, folder, run.teacher_folder, card)
-    say(f"export: {run.folder.student} answers “What is the capital of France?” with “{write_sentence(run.folder.student)}”")
+    sentence = write_sentence(run.folder.student)
+    say(f"export: {run.folder.student} answers “What is the capital of France?” with “{sentence}”")
 
 
 def evaluate(run: Run) -> None:
@@ -197,7 +197,7 @@ def evaluate(run: Run) -> None:
     with Progress("evaluate", len(models) * len(records), "records") as progress:
         for number, (name, folder) in enumerate(models.items()):
             base = number * len(records)
-            show: Callable[[int], None] = lambda done, base=base, name=name: progress.update(base + done, name)
+            show = functools.partial(_show_records, progress, base, name)
             results[name] = asdict(evaluate_model(folder, reader, records, show))
     document = {"held_out_records": len(records), "held_out_rows": rows, "models": results}
     assert all(math.isfinite(value) for result in results.values() for value in result.values())
@@ -207,6 +207,10 @@ def evaluate(run: Run) -> None:
             f"evaluate: {name:<10} KL {result['kl']:.4f}  top-1 agreement {result['top1_agreement']:.3f}"
             f"  perplexity {result['perplexity']:.3f}"
         )
+
+
+def _show_records(progress: Progress, before: int, name: str, done: int) -> None:
+    progress.update(before + done, name)
 
 
 def report(run: Run) -> None:

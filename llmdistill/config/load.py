@@ -25,6 +25,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown, or a value does not fit.
+
     """
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))

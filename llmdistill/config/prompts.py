@@ -13,7 +13,8 @@ class SourceConfig(Section):
     """One file of prompts."""
 
     path: str
-    """JSONL file; relative paths start at the working directory. Rows hold `messages` (a list of role/content) or `text`."""
+    """JSONL file; relative paths start at the working directory. Rows hold `messages` (a list of role and
+    content) or `text`."""
 
 
 class PromptsConfig(Section):

@@ -53,7 +53,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _batch_arithmetic(self) -> Self:
-        self.accumulation_steps  # raises where it does not divide
+        assert self.accumulation_steps  # raises where it does not divide
         return self
 
     @property
@@ -62,13 +62,14 @@ class TrainConfig(Section):
 
         Raises:
             ConfigError: the batch sizes do not divide.
+
         """
         slots = self.workers * self.micro_batch_size * self.sequence_length
         if self.tokens_per_step % slots:
             lower, upper = self.tokens_per_step // slots * slots, -(-self.tokens_per_step // slots) * slots
             raise ConfigError(
-                f"tokens_per_step {self.tokens_per_step} is not a multiple of workers {self.workers} × micro_batch_size "
-                f"{self.micro_batch_size} × sequence_length {self.sequence_length} = {slots}",
+                f"tokens_per_step {self.tokens_per_step} is not a multiple of workers {self.workers} × "
+                f"micro_batch_size {self.micro_batch_size} × sequence_length {self.sequence_length} = {slots}",
                 where="train.tokens_per_step",
                 fix=f"use {' or '.join(str(value) for value in (lower, upper) if value)}",
             )

@@ -40,6 +40,7 @@ def evaluate_model(
         reader: the cache.
         records: numbers of the records, at least one with supervised rows.
         on_progress: called with the number of records done.
+
     """
     model = load_student(folder, torch.float32).eval()
     sums, rows = torch.zeros(3, dtype=torch.float64), 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import shutil
 import uuid
 from pathlib import Path
@@ -33,6 +32,7 @@ def export_student(checkpoint: Path, init: Path, folder: Path, teacher_folder: P
 
     Raises:
         DataError: the checkpoint lacks weights, has empty ones, or does not load back strictly.
+
     """
     weights = full_weights(checkpoint)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(init), dtype="auto")
@@ -42,7 +42,9 @@ def export_student(checkpoint: Path, init: Path, folder: Path, teacher_folder: P
     for name, shape in expected.items():
         if name not in weights or weights[name].shape != shape:
             found = tuple(weights[name].shape) if name in weights else "nothing"
-            raise DataError(f"the weight {name} must have shape {tuple(shape)}, the checkpoint has {found}", str(checkpoint))
+            raise DataError(
+                f"the weight {name} must have shape {tuple(shape)}, the checkpoint has {found}", str(checkpoint)
+            )
     if unknown := set(weights) - set(expected) - tied:
         raise DataError(f"weights that the student does not have: {', '.join(sorted(unknown))}", str(checkpoint))
     model.load_state_dict({name: weights[name].to(dtype) for name in expected}, strict=False)
@@ -68,8 +70,8 @@ def full_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
     Raises:
         DataError: DeepSpeed's files are incomplete.
+
     """
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     module_file = checkpoint / "mp_rank_00_model_states.pt"
@@ -86,10 +88,12 @@ def full_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 def write_sentence(folder: Path, prompt: str = "What is the capital of France?") -> str:
     """Let an exported model answer a prompt, greedily; special tokens are left out."""
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
+    model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
     message = [{"role": "user", "content": prompt}]
-    inputs = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    inputs: Any = tokenizer.apply_chat_template(
+        message, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     with torch.inference_mode():
         output = model.generate(**inputs, max_new_tokens=40, do_sample=False)
     return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
@@ -113,8 +117,10 @@ def _verify(folder: Path, model: PreTrainedModel) -> None:
 
     Raises:
         DataError: keys are missing or unexpected, or logits differ.
+
     """
-    loaded, report = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto", output_loading_info=True)
+    answer: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto", output_loading_info=True)
+    loaded, report = answer
     faults = {key: sorted(value) for key, value in report.items() if key.endswith("_keys") and value}
     if faults:
         raise DataError(f"the exported student does not load cleanly: {json.dumps(faults)}", where=str(folder))

@@ -44,6 +44,7 @@ def model_card(name: str, config: RunConfig, index: dict[str, Any]) -> str:
         name: `student`, or the name of a baseline.
         config: the run.
         index: index.json of the run's cache.
+
     """
     student = config.student
     distilled = name == "student"

@@ -46,6 +46,7 @@ def chunked_row_sums(
 
     Returns:
         a differentiable scalar Σ_objective weight · Σ_rows value, and the detached Σ_rows value [len(weights)].
+
     """
     vocabulary_size = len(weight_VD)
     chunk_bytes = CHUNK_BYTES.get(weight_VD.device.type, CHUNK_BYTES["cuda"])

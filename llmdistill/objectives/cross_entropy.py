@@ -14,5 +14,6 @@ def sequence_ce(student: StudentLogprobs, targets: TeacherTargets) -> torch.Tens
 
     Returns:
         float32 [R], in nats.
+
     """
     return -student.actual_R

@@ -17,6 +17,7 @@ def forward_kl(student: StudentLogprobs, targets: TeacherTargets) -> torch.Tenso
 
     Returns:
         float32 [R], in nats.
+
     """
     p_RK = targets.logprobs_RK.exp()
     kept_R = (p_RK * (targets.logprobs_RK - student.kept_RK)).sum(dim=1)

@@ -46,6 +46,7 @@ def student_logprobs(logits_RV: torch.Tensor, targets: TeacherTargets) -> Studen
     Args:
         logits_RV: [R, V] over the real vocabulary, any floating type; computed in float32 at least.
         targets: ids below V.
+
     """
     logits_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
     kept_RK = logits_RV.gather(1, targets.ids_RK)

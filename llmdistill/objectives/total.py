@@ -35,5 +35,6 @@ def weighted_total(sums: torch.Tensor, weights: Mapping[str, float], global_rows
         sums: [len(weights)].
         weights: objective name → weight.
         global_rows: supervised rows of the whole optimizer step; a step without any has the total 0.
+
     """
     return (sums * sums.new_tensor(list(weights.values()))).sum() / max(global_rows, 1)

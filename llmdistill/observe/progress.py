@@ -18,6 +18,7 @@ class Progress:
         total: amount of work.
         unit: what is counted, in the plural.
         already: how much was done by an earlier, interrupted call; it does not count in the rate.
+
     """
 
     def __init__(self, stage: str, total: int, unit: str, already: int = 0) -> None:
@@ -48,7 +49,9 @@ class Progress:
             self._print(f"{self._already}/{self._total} {self._unit}, starting")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._rich:
             self._rich.stop()
 
@@ -58,6 +61,7 @@ class Progress:
         Args:
             done: amount of work done.
             note: further figures, for example `loss 2.31`.
+
         """
         now = time.monotonic()
         if self._first is None and done > self._already:

@@ -14,7 +14,11 @@ from llmdistill.errors import DataError
 from llmdistill.observe.run_folder import RunFolder
 from llmdistill.trainer.metrics import read_metrics
 
-_NAMES = {"untrained": "student before training", "sft": "baseline: SFT on the same responses", "student": "distilled student"}
+_NAMES = {
+    "untrained": "student before training",
+    "sft": "baseline: SFT on the same responses",
+    "student": "distilled student",
+}
 _CURVES = (
     ("forward_kl", "KL(teacher ‖ student), nats"),
     ("sequence_ce", "cross-entropy on responses, nats"),
@@ -30,6 +34,7 @@ def write_report(folder: RunFolder) -> Path:
 
     Raises:
         DataError: the run has no evaluation yet.
+
     """
     try:
         evaluation = json.loads(folder.evaluation.read_text())

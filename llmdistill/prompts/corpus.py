@@ -36,6 +36,7 @@ def read_prompts(paths: Sequence[str]) -> Iterator[PromptRow | RejectedRow]:
 
     Raises:
         DataError: a file cannot be opened, or is not UTF-8.
+
     """
     for path in paths:
         try:

@@ -31,6 +31,7 @@ def model_fingerprint(folder: Path) -> str:
 
     Raises:
         DataError: the folder holds no config or no safetensors weights.
+
     """
     files = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file() or not files:
@@ -75,6 +76,7 @@ def record_key(
         token_ids: the prompt (`generate`) or the whole sequence (`score`).
         seed: sampling seed, in `generate` mode.
         supervised: a flag per token, in `score` mode.
+
     """
     digest = hashlib.blake2b(spec, digest_size=RECORD_KEY_BYTES)
     digest.update(np.asarray(token_ids, dtype="<u4").tobytes())

@@ -32,6 +32,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     Raises:
         DataError: there is none, or no fast one.
+
     """
     from transformers import AutoTokenizer
 
@@ -58,6 +59,7 @@ def make_requests(
 
     Raises:
         DataError: no row makes a request.
+
     """
     common = spec_fingerprint(spec)
     requests: dict[bytes, Request] = {}

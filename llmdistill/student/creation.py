@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,6 +32,7 @@ def uniform_layers(teacher_layers: int, student_layers: int) -> list[int]:
 
     Raises:
         ConfigError: the teacher has fewer layers.
+
     """
     if student_layers > teacher_layers:
         raise ConfigError(
@@ -49,6 +51,7 @@ def keep_layers(teacher: PreTrainedModel, kept: list[int]) -> PreTrainedModel:
 
     Raises:
         ConfigError: the model's decoder layers cannot be found.
+
     """
     layers = getattr(teacher.base_model, "layers", None)
     if not isinstance(layers, nn.ModuleList):
@@ -57,8 +60,8 @@ def keep_layers(teacher: PreTrainedModel, kept: list[int]) -> PreTrainedModel:
             where="student.from_teacher",
             fix="give student.model instead",
         )
-    student = copy.deepcopy(teacher)
-    selected = nn.ModuleList([student.base_model.layers[index] for index in kept])
+    student: Any = copy.deepcopy(teacher)
+    selected: Any = nn.ModuleList([student.base_model.layers[index] for index in kept])
     for index, layer in enumerate(selected):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
@@ -70,7 +73,8 @@ def keep_layers(teacher: PreTrainedModel, kept: list[int]) -> PreTrainedModel:
     if getattr(config, "max_window_layers", None):
         config.max_window_layers = min(config.max_window_layers, len(kept))
     config.num_hidden_layers = len(kept)
-    return student
+    result: PreTrainedModel = student
+    return result
 
 
 def create_from_teacher(teacher_folder: Path, layers: int, folder: Path) -> list[int]:
@@ -78,6 +82,7 @@ def create_from_teacher(teacher_folder: Path, layers: int, folder: Path) -> list
 
     Returns:
         the teacher's layers that were kept.
+
     """
     teacher = AutoModelForCausalLM.from_pretrained(str(teacher_folder), dtype="auto")
     kept = uniform_layers(teacher.config.num_hidden_layers, layers)
@@ -93,6 +98,7 @@ def create_from_model(model: str, teacher_folder: Path, folder: Path) -> None:
 
     Raises:
         ConfigError: it cannot be loaded, or its vocabulary is narrower than the teacher's tokenizer.
+
     """
     try:
         student = AutoModelForCausalLM.from_pretrained(model, dtype="auto")

@@ -22,6 +22,7 @@ class TeacherEngine(Protocol):
         Raises:
             ValueError: this request cannot be answered; others can.
             EngineError: the engine is dead or returned something impossible.
+
         """
 
     def stop(self) -> None:

@@ -33,6 +33,7 @@ def rows_of_response(flat: FlatLogprobs, response_ids: Sequence[int], k: int) ->
 
     Raises:
         EngineError: the entries are not k+1 a token, or not those of these tokens.
+
     """
     return _rows(flat, first=0, token_ids=np.asarray(response_ids), k=k)
 
@@ -44,9 +45,11 @@ def rows_of_prompt(flat: FlatLogprobs, token_ids: Sequence[int], supervised: Seq
         flat: log-probabilities of all tokens of the sequence; the first has none.
         token_ids: the sequence that was sent.
         supervised: which of its tokens are wanted; never the first.
+        k: entries asked for.
 
     Raises:
         EngineError: the entries are not those of this sequence.
+
     """
     if not flat.start_indices or flat.end_indices[0] != flat.start_indices[0]:
         raise EngineError("the engine gave log-probabilities for the first token of a prompt, which nothing predicts")

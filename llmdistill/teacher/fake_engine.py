@@ -21,6 +21,7 @@ class FakeEngine:
         capture: what is kept.
         vocabulary_size: ids are below this.
         end_token_id: ends a response.
+
     """
 
     version = "fake-1"

@@ -23,6 +23,7 @@ MAX_RESTARTS = 3
 """Replicas that may die in one job before it gives up."""
 
 _POLL_SECONDS = 1.0
+_NO_CORES: tuple[int, ...] = ()
 
 
 @dataclass
@@ -52,6 +53,7 @@ def count_replicas(teacher: TeacherConfig, units: int) -> int:
 
     Raises:
         ClusterError: the cluster holds fewer than asked for.
+
     """
     resource = _resource()
     available = int(ray.cluster_resources().get(resource, 0))
@@ -89,6 +91,7 @@ def run_fleet(
         ClusterError: the cluster is too small.
         EngineError: replicas died more than `MAX_RESTARTS` times.
         DataError: shards cannot be written.
+
     """
     size = teacher.requests_per_shard
     units = deque(requests[i : i + size] for i in range(0, len(requests), size))
@@ -132,12 +135,12 @@ class _Fleet:
     def start_replica(self, index: int) -> None:
         width = self._teacher.tensor_parallel
         if _resource() == "GPU":
-            options, cores = {"num_gpus": width, "num_cpus": 1}, ()
+            options, cores = {"num_gpus": width, "num_cpus": 1}, _NO_CORES
         else:
             per_node = int(max(node["Resources"].get("CPU", 1) for node in ray.nodes()))
             options = {"num_cpus": width}
             cores = tuple((index * width + core) % per_node for core in range(width))
-        actor = ray.remote(Replica).options(**options).remote(*self._arguments, cores)
+        actor: Any = ray.remote(Replica).options(**options).remote(*self._arguments, cores)
         handle = _Handle(index, actor)
         self._handles.append(handle)
         self._pending[actor.start.remote()] = (handle, None)

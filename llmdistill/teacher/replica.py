@@ -40,6 +40,7 @@ class Replica:
         cache: folder of the cache.
         spec: what is captured.
         cores: CPU cores of this replica; empty on GPUs.
+
     """
 
     def __init__(self, make_engine: EngineFactory, cache: Path, spec: CaptureSpec, cores: tuple[int, ...]) -> None:
@@ -59,6 +60,7 @@ class Replica:
         Raises:
             EngineError: the engine is dead, or returned something impossible.
             DataError: the shard cannot be written.
+
         """
         started = time.monotonic()
         answers = await asyncio.gather(*(self._answer(request) for request in requests))

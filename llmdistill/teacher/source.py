@@ -8,6 +8,7 @@ import os
 import shutil
 import uuid
 from pathlib import Path
+from typing import Any
 
 from llmdistill.errors import ConfigError, DataError
 
@@ -27,6 +28,7 @@ def resolve_teacher(model: str) -> Path:
     Raises:
         ConfigError: nothing is found under that name.
         DataError: a GGUF file cannot be converted.
+
     """
     if model in SHORT_NAMES:
         return _converted(_packaged_file(model))
@@ -92,7 +94,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     try:
         # Loaded in float32, since the de-quantised values are exact there; kept in bfloat16, as models are published.
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             str(gguf.parent),
             gguf_file=gguf.name,
             quantization_config=GgufConfig(dequantize=True),

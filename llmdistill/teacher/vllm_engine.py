@@ -27,6 +27,7 @@ class VLLMEngine:
         teacher: engine settings.
         capture: what is kept.
         cores: CPU cores for the engine; empty on GPUs.
+
     """
 
     def __init__(self, folder: Path, teacher: TeacherConfig, capture: CaptureConfig, cores: tuple[int, ...]) -> None:
@@ -75,9 +76,7 @@ class VLLMEngine:
         else:
             arguments["gpu_memory_utilization"] = teacher.gpu_memory_utilization
         loop = asyncio.get_running_loop()
-        self._engine = await loop.run_in_executor(
-            None, lambda: AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
-        )
+        self._engine = await loop.run_in_executor(None, lambda: AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)))
 
     async def answer(self, request: Request) -> Record:
         """See `TeacherEngine.answer`."""
@@ -107,7 +106,11 @@ class VLLMEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        common = {"flat_logprobs": True, "detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}
+        common: dict[str, Any] = {
+            "flat_logprobs": True,
+            "detokenize": False,
+            "output_kind": RequestOutputKind.FINAL_ONLY,
+        }
         if request.seed is None:
             return SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=self._capture.top_k, **common)
         sampling = self._teacher.sampling

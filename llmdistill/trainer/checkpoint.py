@@ -44,6 +44,7 @@ def read_state(checkpoint: Path) -> CheckpointState:
 
     Raises:
         DataError: it cannot be read.
+
     """
     try:
         return CheckpointState(**json.loads((checkpoint / "state.json").read_text()))
@@ -56,6 +57,7 @@ def require_same_training(found: CheckpointState, asked: CheckpointState, checkp
 
     Raises:
         DataError: objectives, data or settings differ (the difference is shown), or the number of workers does.
+
     """
     differing = [
         f"{key}: the checkpoint has {found.identity.get(key)!r}, asked is {asked.identity.get(key)!r}"
@@ -81,6 +83,7 @@ def save_checkpoint(engine: Any, folder: Path, state: CheckpointState, keep: int
 
     Raises:
         DataError: the file system refuses.
+
     """
     name = f"step-{state.step:08d}"
     temporary = folder / f".{name}.tmp"
@@ -112,6 +115,7 @@ def load_checkpoint(engine: Any, checkpoint: Path) -> None:
 
     Raises:
         DataError: DeepSpeed finds its files incomplete.
+
     """
     path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     if path is None:

@@ -65,6 +65,7 @@ def collate(reader: CacheReader, sequences: list[tuple[int, ...]], sequence_leng
         reader: the cache.
         sequences: the records of each sequence; an empty one gives padding alone.
         sequence_length: T.
+
     """
     token_ids_BT = torch.zeros(len(sequences), sequence_length, dtype=torch.int64)
     positions_BT = torch.zeros(len(sequences), sequence_length, dtype=torch.int64)
@@ -109,7 +110,13 @@ class Step:
 
 
 def read_ahead(
-    reader: CacheReader, plan: StepPlan, first: int, rank: int, num_ranks: int, micro_batch_size: int, sequence_length: int
+    reader: CacheReader,
+    plan: StepPlan,
+    first: int,
+    rank: int,
+    num_ranks: int,
+    micro_batch_size: int,
+    sequence_length: int,
 ) -> Iterator[Step]:
     """The steps first … len(plan) - 1 of one rank, each read while the one before is computed."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from typing import Any
 
 import torch
@@ -38,8 +37,6 @@ def weight_decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str
 
 def initialize(module: DistillationModule, train: TrainConfig, total_steps: int) -> Any:
     """The DeepSpeed engine of this rank; the process group exists already."""
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
 
     deepspeed.init_distributed(torch.distributed.get_backend(), auto_mpi_discovery=False)

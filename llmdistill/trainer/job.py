@@ -35,6 +35,7 @@ class TrainJob:
 
         Args:
             record_keys: keys of the training records.
+
         """
         settings = {key: value for key, value in self.train.model_dump().items() if key not in _FREE_TO_CHANGE}
         return {

@@ -28,6 +28,7 @@ def launch(job: TrainJob, scratch: Path, on_progress: Callable[[dict[str, Any]],
     Raises:
         ClusterError: the cluster is too small.
         TrainingError, DataError: the training failed.
+
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig

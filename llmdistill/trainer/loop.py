@@ -34,6 +34,7 @@ def make_plan(reader: CacheReader, job: TrainJob) -> StepPlan:
 
     Raises:
         DataError: no training record, no supervised row, or a record longer than a packed sequence.
+
     """
     records, _ = reader.split(job.held_out)
     if not len(records) or not reader.row_counts[records].sum():
@@ -64,6 +65,7 @@ def run_training(job: TrainJob) -> None:
     Raises:
         DataError: data or checkpoint do not fit.
         TrainingError: the loss is not finite.
+
     """
     reader = CacheReader(job.cache)
     plan = make_plan(reader, job)
@@ -90,9 +92,7 @@ def run_training(job: TrainJob) -> None:
     if checkpoint is not None:
         load_checkpoint(engine, checkpoint)
     metrics = MetricsFile(job.metrics, job.name, first) if rank == 0 else None
-    steps = read_ahead(
-        reader, plan, first, rank, num_ranks, job.train.micro_batch_size, job.train.sequence_length
-    )
+    steps = read_ahead(reader, plan, first, rank, num_ranks, job.train.micro_batch_size, job.train.sequence_length)
     for step in steps:
         values = _run_step(engine, step, job, num_ranks)
         done = step.number + 1

@@ -15,17 +15,14 @@ class MetricsFile:
         path: the file, shared with other trainings of the run.
         model: name of the model that is trained, part of each line.
         first_step: steps from here on are still to come.
+
     """
 
     def __init__(self, path: Path, model: str, first_step: int) -> None:
         self._path = path
         self._model = model
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [
-            line
-            for line in read_metrics(path)
-            if line.get("model") != model or line["step"] <= first_step
-        ]
+        kept = [line for line in read_metrics(path) if line.get("model") != model or line["step"] <= first_step]
         path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, step: int, values: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ class DistillationModule(nn.Module):
         student: a causal language model.
         vocabulary_size: the real vocabulary; rows of the head beyond it do not exist for the objectives.
         weights: objective name → weight.
+
     """
 
     def __init__(self, student: PreTrainedModel, vocabulary_size: int, weights: dict[str, float]) -> None:
@@ -26,14 +27,18 @@ class DistillationModule(nn.Module):
 
     def head_weight(self) -> nn.Parameter:
         """The head's weight [V, D], whole outside of ZeRO-3."""
-        return self.student.get_output_embeddings().weight
+        weight: nn.Parameter = self.student.get_output_embeddings().weight
+        return weight
 
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """See `ObjectivesHead.forward`."""
         hidden_BTD = self.student.base_model(
             input_ids=batch.token_ids_BT, position_ids=batch.positions_BT, use_cache=False
         ).last_hidden_state
-        return self.objectives(hidden_BTD.flatten(0, 1)[batch.row_slots_R], self.head_weight(), batch)
+        sums: tuple[torch.Tensor, torch.Tensor] = self.objectives(
+            hidden_BTD.flatten(0, 1)[batch.row_slots_R], self.head_weight(), batch
+        )
+        return sums
 
 
 class ObjectivesHead(nn.Module):
@@ -52,8 +57,11 @@ class ObjectivesHead(nn.Module):
         Returns:
             a differentiable scalar Σ_objective weight · Σ_rows value, and the detached Σ_rows value per objective.
             Without supervised rows both are 0 and the scalar still reaches every weight, with gradient 0.
+
         """
         targets = batch.targets(self.vocabulary_size)
         if targets is None:
-            return (hidden_RD.sum() + weight_VD.sum()) * 0.0, hidden_RD.new_zeros(len(self.weights), dtype=torch.float32)
+            return (hidden_RD.sum() + weight_VD.sum()) * 0.0, hidden_RD.new_zeros(
+                len(self.weights), dtype=torch.float32
+            )
         return chunked_row_sums(hidden_RD, weight_VD[: self.vocabulary_size], targets, self.weights)

@@ -13,6 +13,7 @@ def learning_rate_factor(step: int, total_steps: int, warmup_ratio: float, min_r
         total_steps: steps of the whole run.
         warmup_ratio: share of the steps that climb.
         min_ratio: share of the peak where the cosine ends.
+
     """
     warmup = math.ceil(total_steps * warmup_ratio)
     if step < warmup:

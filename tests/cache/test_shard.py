@@ -16,7 +16,9 @@ from llmdistill.errors import DataError
 from tests.helpers import SPEC, make_cache, make_record
 
 
-@pytest.mark.parametrize(("size", "width"), [(300, 0), (65536, 0), (65537, 1), (151_936, 2), (262_144, 2), (300_000, 4)])
+@pytest.mark.parametrize(
+    ("size", "width"), [(300, 0), (65536, 0), (65537, 1), (151_936, 2), (262_144, 2), (300_000, 4)]
+)
 def test_ids_of_any_vocabulary_return_exactly(size: int, width: int) -> None:
     assert high_bits(size) == width
     ids = np.random.default_rng(0).integers(0, size, (7, 13))

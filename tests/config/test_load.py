@@ -30,7 +30,9 @@ def test_every_shipped_config_parses_and_its_files_exist(config: Path) -> None:
 
 
 def test_overrides_reach_any_leaf(path: Path) -> None:
-    loaded = load_config(path, ["train.lr=5e-4", "objectives.0.weight=0.5", "teacher.sampling.seed=7", "evaluate.baseline=false"])
+    loaded = load_config(
+        path, ["train.lr=5e-4", "objectives.0.weight=0.5", "teacher.sampling.seed=7", "evaluate.baseline=false"]
+    )
     assert loaded.train.lr == 5e-4
     assert loaded.objectives[0].weight == 0.5
     assert loaded.teacher.sampling.seed == 7

@@ -60,7 +60,9 @@ def test_the_denominator_is_the_global_step() -> None:
 
     def sums(losses: list[float]) -> torch.Tensor:
         rows = [[math.exp(-loss), 1 - math.exp(-loss)] for loss in losses]
-        everyone = TeacherTargets(*(getattr(teacher, n).expand(len(rows), *getattr(teacher, n).shape[1:]) for n in vars(teacher)))
+        everyone = TeacherTargets(
+            *(getattr(teacher, n).expand(len(rows), *getattr(teacher, n).shape[1:]) for n in vars(teacher))
+        )
         return row_sums(logits(rows), everyone, ["sequence_ce"])
 
     parts = [weighted_total(sums(losses), {"sequence_ce": 1.0}, 4) for losses in ([4.0], [1.0, 1.0, 1.0])]

@@ -14,7 +14,9 @@ def read(tmp_path: Path, content: bytes) -> list[PromptRow | RejectedRow]:
 
 
 def test_messages_text_and_blank_lines(tmp_path: Path) -> None:
-    rows = read(tmp_path, b'{"messages": [{"role": "user", "content": "Hi", "name": "x"}], "id": 4}\n\n{"text": "Once."}\n')
+    rows = read(
+        tmp_path, b'{"messages": [{"role": "user", "content": "Hi", "name": "x"}], "id": 4}\n\n{"text": "Once."}\n'
+    )
     assert [row.source.rsplit(":", 1)[1] for row in rows] == ["1", "3"]
     assert rows[0].messages == ({"role": "user", "content": "Hi"},)
     assert rows[1].text == "Once."

@@ -5,7 +5,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llmdistill.errors import ConfigError
-from llmdistill.student.creation import TOKENIZER_FILES, create_from_model, create_from_teacher, keep_layers, uniform_layers
+from llmdistill.student.creation import (
+    TOKENIZER_FILES,
+    create_from_model,
+    create_from_teacher,
+    keep_layers,
+    uniform_layers,
+)
 
 
 @pytest.mark.parametrize(

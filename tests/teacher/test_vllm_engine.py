@@ -30,7 +30,6 @@ def generated(vllm_ask, tokenizer) -> list[Record]:
         for p in prompts
     ]
     requests = [Request(key(n), tuple(i), f"a:{n}", seed=n) for n, i in enumerate(ids * 2)]
-    # Only the last three are sampled with a seed of their own; the first three repeat one seed, to show that it decides.
     return vllm_ask(requests)
 
 
@@ -73,7 +72,9 @@ def test_generated_and_scored_rows_agree_with_a_plain_forward_pass(generated, sc
 
 
 def test_a_seed_decides_a_response(vllm_ask, generated) -> None:
-    (again,) = vllm_ask([Request(key(1), tuple(generated[1].token_ids_N[~generated[1].supervised_N].tolist()), "c:1", seed=1)])
+    (again,) = vllm_ask(
+        [Request(key(1), tuple(generated[1].token_ids_N[~generated[1].supervised_N].tolist()), "c:1", seed=1)]
+    )
     assert again.token_ids_N.tolist() == generated[1].token_ids_N.tolist()
 
 

@@ -11,7 +11,9 @@ from tests.helpers import SPEC, make_cache
 WEIGHTS = {"forward_kl": 0.9, "sequence_ce": 0.1}
 
 
-def gradients(module: DistillationModule, reader: CacheReader, batches: list[list[tuple[int, ...]]], length: int) -> tuple[float, dict]:
+def gradients(
+    module: DistillationModule, reader: CacheReader, batches: list[list[tuple[int, ...]]], length: int
+) -> tuple[float, dict]:
     module.zero_grad()
     total = 0.0
     for sequences in batches:

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from llmdistill.trainer.schedule import learning_rate_factor
@@ -9,7 +11,7 @@ def test_climbs_then_falls_to_the_minimum() -> None:
     assert factors[10] == pytest.approx(1.0)
     assert factors[-1] == pytest.approx(0.2)
     assert factors[54] + factors[55] == pytest.approx(1.2, abs=1e-3)
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
 
 
 @pytest.mark.parametrize("total", [1, 2, 3])

@@ -107,7 +107,9 @@ def test_metrics_of_repeated_steps_are_replaced(tmp_path: Path) -> None:
     from llmdistill.trainer.metrics import MetricsFile
 
     path = tmp_path / "metrics.jsonl"
-    path.write_text("\n".join(json.dumps({"model": m, "step": s}) for m in ("student", "sft") for s in (1, 2, 3)) + '\n{"cut')
+    path.write_text(
+        "\n".join(json.dumps({"model": m, "step": s}) for m in ("student", "sft") for s in (1, 2, 3)) + '\n{"cut'
+    )
     MetricsFile(path, "student", 1).write(2, {"loss": 1.23456789012})
     assert [(line["model"], line["step"]) for line in read_metrics(path)] == [
         ("student", 1), ("sft", 1), ("sft", 2), ("sft", 3), ("student", 2),

@@ -1,0 +1,66 @@
+"""docs/config.md, made from the sections themselves: `python -m llmdistill.config.reference > docs/config.md`."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from llmdistill.config.run import RunConfig
+
+_HEAD = """\
+# Configuration
+
+One YAML file describes a run; `key=value` on the command line overrides any leaf (`train.lr=1e-4`,
+`objectives.0.weight=0.5`). Unknown keys are refused with the nearest known one. This page is made from the program by
+`python -m llmdistill.config.reference`.
+"""
+
+
+def reference() -> str:
+    """The page, in Markdown."""
+    return _HEAD + "".join(_section("", RunConfig, "The whole file"))
+
+
+def _section(path: str, model: type[BaseModel], title: str) -> Iterator[str]:
+    yield f"\n## {f'`{path}`: ' if path else ''}{title}\n\n| key | type | default | |\n|---|---|---|---|\n"
+    below = []
+    for name, field in model.model_fields.items():
+        models = _models(field.annotation)
+        kind = "section" if models else _type(field.annotation)
+        text = " ".join((field.description or "").split())
+        yield f"| `{name}` | {kind} | {_default(field, bool(models))} | {text} |\n"
+        below += [(f"{path}.{name}".lstrip("."), child) for child in models]
+    for child_path, child in below:
+        yield from _section(child_path, child, " ".join((child.__doc__ or "").split()))
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [model for argument in typing.get_args(annotation) for model in _models(argument)]
+
+
+def _type(annotation: Any) -> str:
+    if typing.get_origin(annotation) is typing.Literal:
+        return " or ".join(f"`{value}`" for value in typing.get_args(annotation))
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _type(typing.get_args(annotation)[0])
+    if arguments := [argument for argument in typing.get_args(annotation) if argument is not type(None)]:
+        return " or ".join(_type(argument) for argument in arguments)
+    return re.sub(r"^str$", "text", getattr(annotation, "__name__", str(annotation)))
+
+
+def _default(field: FieldInfo, is_section: bool) -> str:
+    if field.is_required():
+        return "required"
+    return "" if is_section else f"`{'null' if field.default is None else field.default}`"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
