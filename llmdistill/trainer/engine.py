@@ -40,9 +40,12 @@ def initialize(module: DistillationModule, train: TrainConfig, total_steps: int)
     import deepspeed
 
     deepspeed.init_distributed(torch.distributed.get_backend(), auto_mpi_discovery=False)
-    # The fused and CPU optimizers of DeepSpeed need a compiler on the machine; torch's own is always there.
+    # DeepSpeed's own fused optimizers need a compiler on the machine; torch's is always there.
     optimizer = torch.optim.AdamW(
-        weight_decay_groups(module, train.weight_decay), lr=train.lr, betas=(train.adam_beta1, train.adam_beta2)
+        weight_decay_groups(module, train.weight_decay),
+        lr=train.lr,
+        betas=(train.adam_beta1, train.adam_beta2),
+        fused=True,
     )
     factor = functools.partial(
         learning_rate_factor, total_steps=total_steps, warmup_ratio=train.warmup_ratio, min_ratio=train.min_lr_ratio
