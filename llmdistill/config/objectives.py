@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 
 from llmdistill.config.base import Section
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class ScheduleConfig(Section):
+    """A factor of the weight that changes while the training runs."""
+
+    shape: Literal["constant", "linear", "cosine"] = "linear"
+    """How it goes from `start` to `end`; `constant` is `end` throughout."""
+    start: float = Field(default=0.0, ge=0.0)
+    """Factor at the first step."""
+    end: float = Field(default=1.0, ge=0.0)
+    """Factor from `until` on."""
+    until: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Share of the steps after which `end` holds."""
 
 
 class ObjectiveConfig(Section):
@@ -14,27 +30,122 @@ class ObjectiveConfig(Section):
 
     weight: float = Field(default=1.0, gt=0.0)
     """Factor in the total."""
+    schedule: ScheduleConfig | None = None
+    """Changes the weight while the training runs."""
 
 
-class ForwardKLConfig(ObjectiveConfig):
-    """KL(teacher ‖ student) on the stored rows."""
+class TemperedConfig(ObjectiveConfig):
+    """A divergence between the teacher's distribution and the student's."""
+
+    temperature: float = Field(default=1.0, gt=0.0)
+    """Softmax temperature on both sides; the value is multiplied by its square. Any but 1 must be captured."""
+
+
+class DivergenceConfig(TemperedConfig):
+    """A divergence that any tail policy but `ground_truth` fits."""
+
+    tail: Literal["bucket", "renormalize", "none"] = "bucket"
+    """What stands for the tokens outside the stored top k. `bucket`: one outcome on both sides for all of them;
+    `renormalize`: both sides are rescaled to the kept tokens; `none`: nothing, so that values may be negative."""
+
+
+class ForwardKLConfig(TemperedConfig):
+    """KL(teacher ‖ student)."""
 
     type: Literal["forward_kl"]
     """Name of the objective."""
-    tail: Literal["bucket"] = "bucket"
-    """What stands for the tokens outside the kept set: `bucket` is one extra bucket on both sides."""
-    temperature: float = Field(default=1.0, gt=0.0)
-    """Softmax temperature on both sides."""
+    tail: Literal["bucket", "ground_truth", "renormalize", "none"] = "bucket"
+    """As in other divergences; and `ground_truth`: the actual token counts in full where it is outside of the top k, which is
+    unbiased on text that the teacher sampled at temperature 1 with top_p 1."""
 
-    @field_validator("temperature")
-    @classmethod
-    def _temperature_is_captured(cls, value: float) -> float:
-        if value != 1.0:
-            raise ValueError(
-                "a temperature other than 1.0 needs the teacher's log-sum-exp at that temperature, which top_k capture"
-                " does not hold; use 1.0"
-            )
-        return value
+
+class ReverseKLConfig(DivergenceConfig):
+    """KL(student ‖ teacher)."""
+
+    type: Literal["reverse_kl"]
+    """Name of the objective."""
+
+
+class JSDConfig(DivergenceConfig):
+    """Generalised Jensen-Shannon divergence, with the mixture β·teacher + (1-β)·student."""
+
+    type: Literal["jsd"]
+    """Name of the objective."""
+    beta: Share = 0.5
+    """Share of the teacher; 0 means the forward KL, 1 the reverse KL."""
+
+
+class SkewForwardKLConfig(DivergenceConfig):
+    """KL(teacher ‖ α·teacher + (1-α)·student)."""
+
+    type: Literal["skew_forward_kl"]
+    """Name of the objective."""
+    alpha: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Skew; 0 is the forward KL."""
+
+
+class SkewReverseKLConfig(DivergenceConfig):
+    """KL(student ‖ (1-α)·teacher + α·student)."""
+
+    type: Literal["skew_reverse_kl"]
+    """Name of the objective."""
+    alpha: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Skew; 0 is the reverse KL."""
+
+
+class AdaptiveKLConfig(TemperedConfig):
+    """Forward KL where the teacher's head differs, reverse KL where its tail does."""
+
+    type: Literal["adaptive_kl"]
+    """Name of the objective."""
+    tail: Literal["bucket", "renormalize"] = "bucket"
+    """As in other divergences."""
+    head_mass: float = Field(default=0.5, gt=0.0, lt=1.0)
+    """Probability up to which the most likely tokens are the head."""
+
+
+class TotalVariationConfig(DivergenceConfig):
+    """Half the sum of the absolute differences."""
+
+    type: Literal["total_variation"]
+    """Name of the objective."""
+
+
+class AlphaBetaConfig(DivergenceConfig):
+    """One family over forward KL (1, 0), reverse KL (0, 1) and Hellinger (½, ½)."""
+
+    type: Literal["alpha_beta"]
+    """Name of the objective."""
+    alpha: float = Field(default=0.5, ge=0.0)
+    """Power on the teacher's side."""
+    beta: float = Field(default=0.5, ge=0.0)
+    """Power on the student's side."""
+
+    @model_validator(mode="after")
+    def _one_is_positive(self) -> Self:
+        if self.alpha == 0.0 and self.beta == 0.0:
+            raise ValueError("alpha and beta are both 0; use 1 and 0 for the forward KL, or 0.5 and 0.5")
+        return self
+
+
+class TAIDConfig(TemperedConfig):
+    """Forward KL to a target that moves from the student to the teacher."""
+
+    type: Literal["taid"]
+    """Name of the objective."""
+    tail: Literal["bucket", "renormalize"] = "bucket"
+    """As in other divergences."""
+    start: Share = 0.4
+    """Where the target stands at the first step: 0 is the student, 1 the teacher."""
+    until: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Share of the steps after which the target is the teacher."""
+
+
+class HardCEConfig(ObjectiveConfig):
+    """Cross-entropy of the student on the tokens of the data; needs `prompts.mode: score`."""
+
+    type: Literal["hard_ce"]
+    """Name of the objective."""
 
 
 class SequenceCEConfig(ObjectiveConfig):
@@ -44,4 +155,109 @@ class SequenceCEConfig(ObjectiveConfig):
     """Name of the objective."""
 
 
-AnyObjective = Annotated[ForwardKLConfig | SequenceCEConfig, Field(discriminator="type")]
+class ZLossConfig(ObjectiveConfig):
+    """Square of the student's log-normaliser, which keeps its logits small."""
+
+    type: Literal["z_loss"]
+    """Name of the objective."""
+    weight: float = Field(default=1.0e-4, gt=0.0)
+    """Factor in the total."""
+
+
+AnyObjective = Annotated[
+    ForwardKLConfig
+    | ReverseKLConfig
+    | JSDConfig
+    | SkewForwardKLConfig
+    | SkewReverseKLConfig
+    | AdaptiveKLConfig
+    | TotalVariationConfig
+    | AlphaBetaConfig
+    | TAIDConfig
+    | HardCEConfig
+    | SequenceCEConfig
+    | ZLossConfig,
+    Field(discriminator="type"),
+]
+
+
+def require_captured(
+    objectives: Sequence[AnyObjective],
+    kind: str,
+    temperatures: Sequence[float],
+    mode: str,
+    sampling: tuple[float, float],
+) -> None:
+    """Refuse objectives that need what the capture does not hold.
+
+    Args:
+        objectives: as configured.
+        kind: `top_k`, `sampled` or `head_tail`.
+        temperatures: of the stored log-sum-exps; 1 needs none.
+        mode: `generate` or `score`.
+        sampling: temperature and top_p of the teacher's text.
+
+    Raises:
+        ValueError: names the key, the reason and the ways out.
+    """
+    for number, objective in enumerate(objectives):
+        where = f"objectives.{number}"
+        if isinstance(objective, HardCEConfig) and mode != "score":
+            raise ValueError(
+                f"{where}.type: hard_ce is the cross-entropy on the data's own tokens, and with prompts.mode generate"
+                " there are only the teacher's; use sequence_ce, or prompts.mode: score"
+            )
+        if isinstance(objective, TemperedConfig):
+            _require_temperature(objective, where, kind, temperatures)
+            if kind == "top_k":
+                _require_policy(objective, where, mode, sampling)
+            else:
+                _require_entries(objective, where, kind)
+
+
+def _require_temperature(objective: TemperedConfig, where: str, kind: str, temperatures: Sequence[float]) -> None:
+    value = objective.temperature
+    if value == 1.0:
+        return
+    if kind != "top_k":
+        raise ValueError(
+            f"{where}.temperature: {kind} entries are right on average at temperature 1 only, not at {value:g}; use 1.0,"
+            f" or capture.kind: top_k with {value:g} in capture.temperatures"
+        )
+    if value not in temperatures:
+        raise ValueError(
+            f"{where}.temperature: {value:g} needs the teacher's log-sum-exp at that temperature, and only"
+            f" {', '.join(f'{held:g}' for held in sorted({1.0, *temperatures}))} is captured; use 1.0, or add {value:g}"
+            " to capture.temperatures and generate again"
+        )
+
+
+def _require_policy(objective: AnyObjective, where: str, mode: str, sampling: tuple[float, float]) -> None:
+    if not isinstance(objective, ForwardKLConfig) or objective.tail != "ground_truth":
+        return
+    ways_out = "use tail: bucket, or prompts.mode: generate with teacher.sampling.temperature 1 and top_p 1"
+    if mode != "generate" or sampling != (1.0, 1.0):
+        found = f"sampling at temperature {sampling[0]:g} and top_p {sampling[1]:g}" if mode == "generate" else mode
+        raise ValueError(
+            f"{where}.tail: ground_truth is unbiased only on text that the teacher sampled from its own distribution, found"
+            f" {found}; {ways_out}"
+        )
+    if objective.temperature != 1.0:
+        raise ValueError(
+            f"{where}.tail: ground_truth holds at temperature 1 only, not at {objective.temperature:g}; use tail: bucket,"
+            " or temperature 1.0"
+        )
+
+
+def _require_entries(objective: AnyObjective, where: str, kind: str) -> None:
+    if isinstance(objective, ForwardKLConfig):
+        if "tail" in objective.model_fields_set:
+            raise ValueError(
+                f"{where}.tail: {kind} entries cover the whole distribution on average and have no tail; leave it out, or"
+                " use capture.kind: top_k"
+            )
+    elif kind == "sampled":
+        raise ValueError(
+            f"{where}.type: {objective.type} is not linear in the teacher's probabilities, so random draws give it no"
+            " unbiased value; use forward_kl, or capture.kind: head_tail or top_k"
+        )

@@ -8,15 +8,20 @@ values per row: each chunk's gradient depends on nothing outside the chunk.
 Two sizes: a *chunk* is what the float32 arithmetic sees at once (small, to stay in a CPU's cache), and a *group* of
 chunks shares one matrix product for the head's gradient (large, since adding up a gradient as big as the head costs as
 much as the product itself).
+
+The readable form of the same is `row_sums(hidden_RD @ weight_VD.T, …)` in `total.py`; tests hold one against the other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from llmdistill.objectives.targets import TeacherTargets
+from llmdistill.objectives.terms import Term
 from llmdistill.objectives.total import row_sums
 
 CHUNK_BYTES = {"cpu": 24 * 2**20, "cuda": 256 * 2**20}
@@ -26,94 +31,131 @@ GROUP_BYTES = 256 * 2**20
 """Size of a group's logit gradients, in the precision of the head."""
 
 
-def chunked_row_sums(
+@dataclass(frozen=True)
+class HeadSums:
+    """What the head gives back; everything but `total` is without a graph. All of it adds up over calls and ranks."""
+
+    total: torch.Tensor
+    """Scalar, differentiable: Σ_term weight · Σ_rows value."""
+    values: torch.Tensor
+    """[len(terms)]: Σ_rows value, unweighted."""
+    squared_gradients: torch.Tensor | None
+    """[len(terms)]: squared norm of the gradient of each term's Σ_rows value by the logits, where asked for. Rows own
+    their logits, so squares add up over rows like the values do."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one pass needs besides tensors."""
+
+    targets: TeacherTargets
+    terms: tuple[Term, ...]
+    chunk_rows: int
+    group_rows: int
+    measure: bool
+
+
+def chunked_head(
     hidden_RD: torch.Tensor,
     weight_VD: torch.Tensor,
     targets: TeacherTargets,
-    weights: dict[str, float],
+    terms: Sequence[Term],
+    vocabulary_size: int | None = None,
+    measure_gradients: bool = False,
     chunk_rows: int | None = None,
     group_rows: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> HeadSums:
     """Σ_rows of the weighted objectives, and of each one by itself.
 
     Args:
-        hidden_RD: final hidden states (after the last norm) of the supervised rows.
-        weight_VD: weight of the head; only the real vocabulary's rows of it.
+        hidden_RD: final hidden states (after the last norm) of the supervised rows; R = 0 gives zeros that still reach
+            both inputs, with gradient 0.
+        weight_VD: weight of the head; tied or not, whole (under ZeRO-3 the caller gathers it).
         targets: the teacher's side of the same rows.
-        weights: objective name → weight.
+        terms: the objectives.
+        vocabulary_size: the real vocabulary; the head's rows beyond it take no part and get gradient 0. None: all of it.
+        measure_gradients: fill `HeadSums.squared_gradients`; costs one more pass over the logits per term.
         chunk_rows: rows whose float32 logits exist at one time; by default what `CHUNK_BYTES` holds.
         group_rows: rows whose logit gradients exist at one time; by default what `GROUP_BYTES` holds.
-
-    Returns:
-        a differentiable scalar Σ_objective weight · Σ_rows value, and the detached Σ_rows value [len(weights)].
-
     """
-    vocabulary_size = len(weight_VD)
+    weight_VD = weight_VD[:vocabulary_size]
     chunk_bytes = CHUNK_BYTES.get(weight_VD.device.type, CHUNK_BYTES["cuda"])
-    chunk_rows = chunk_rows or max(chunk_bytes // (4 * vocabulary_size), 1)
-    group_rows = group_rows or max(GROUP_BYTES // (weight_VD.element_size() * vocabulary_size), 1)
-    return _ChunkedHead.apply(hidden_RD, weight_VD, targets, weights, chunk_rows, group_rows)  # type: ignore[no-any-return]
+    plan = _Plan(
+        targets,
+        tuple(terms),
+        chunk_rows or max(chunk_bytes // (4 * len(weight_VD)), 1),
+        group_rows or max(GROUP_BYTES // (weight_VD.element_size() * len(weight_VD)), 1),
+        measure_gradients,
+    )
+    total, values, squares = _ChunkedHead.apply(hidden_RD, weight_VD, plan)
+    return HeadSums(total, values, squares if measure_gradients else None)
 
 
 class _ChunkedHead(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden_RD: torch.Tensor,
-        weight_VD: torch.Tensor,
-        targets: TeacherTargets,
-        weights: dict[str, float],
-        chunk_rows: int,
-        group_rows: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx: Any, hidden_RD: torch.Tensor, weight_VD: torch.Tensor, plan: _Plan
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         accumulate = torch.promote_types(weight_VD.dtype, torch.float32)
-        factors = torch.tensor(list(weights.values()), dtype=accumulate, device=hidden_RD.device)
-        sums = torch.zeros_like(factors)
-        if not any(ctx.needs_input_grad[:2]):
-            for start in range(0, len(hidden_RD), chunk_rows):
-                logits_RV = hidden_RD[start : start + chunk_rows] @ weight_VD.T
-                sums += row_sums(logits_RV, targets.rows(start, start + chunk_rows), list(weights))
-            return (sums * factors).sum(), sums
+        factors = torch.tensor([term.weight for term in plan.terms], dtype=accumulate, device=hidden_RD.device)
+        sums = factors.new_zeros(2, len(factors))
+        if not any(ctx.needs_input_grad[:2]) and not plan.measure:
+            for start in range(0, len(hidden_RD), plan.chunk_rows):
+                chunk = slice(start, start + plan.chunk_rows)
+                logits_RV = hidden_RD[chunk] @ weight_VD.T
+                sums[0] += row_sums(logits_RV, plan.targets.rows(chunk.start, chunk.stop), plan.terms)
+            return (sums[0] * factors).sum(), sums[0], sums[1]
         grad_hidden_RD = torch.empty_like(hidden_RD)
-        grad_weight_VD: torch.Tensor | None = None
-        for first in range(0, len(hidden_RD), group_rows):
-            group = slice(first, min(first + group_rows, len(hidden_RD)))
-            grad_logits_RV, group_sums = _logit_gradients(
-                hidden_RD[group], weight_VD, targets.rows(group.start, group.stop), weights, factors, chunk_rows
-            )
+        grad_weight_VD = torch.zeros_like(weight_VD) if not len(hidden_RD) else None
+        for first in range(0, len(hidden_RD), plan.group_rows):
+            group = slice(first, min(first + plan.group_rows, len(hidden_RD)))
+            grad_logits_RV, group_sums = _logit_gradients(hidden_RD[group], weight_VD, plan, first, factors)
             sums += group_sums
             grad_hidden_RD[group] = grad_logits_RV @ weight_VD
             grad_group_VD = grad_logits_RV.T @ hidden_RD[group]
             # Several groups are summed in float32; one alone needs no copy.
             grad_weight_VD = grad_group_VD if grad_weight_VD is None else grad_weight_VD.to(accumulate) + grad_group_VD
-        assert grad_weight_VD is not None, "the caller handles the case of no supervised row"
+        assert grad_weight_VD is not None
         ctx.save_for_backward(grad_hidden_RD, grad_weight_VD.to(weight_VD.dtype))
-        ctx.mark_non_differentiable(sums)
-        return (sums * factors).sum(), sums
+        values, squares = sums[0], sums[1]
+        ctx.mark_non_differentiable(values, squares)
+        return (values * factors).sum(), values, squares
 
     @staticmethod
-    def backward(ctx: Any, grad_total: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_total: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         grad_hidden_RD, grad_weight_VD = ctx.saved_tensors
-        return grad_total * grad_hidden_RD, grad_total * grad_weight_VD, None, None, None, None
+        return grad_total * grad_hidden_RD, grad_total * grad_weight_VD, None
 
 
 def _logit_gradients(
-    hidden_RD: torch.Tensor,
-    weight_VD: torch.Tensor,
-    targets: TeacherTargets,
-    weights: dict[str, float],
-    factors: torch.Tensor,
-    chunk_rows: int,
+    hidden_RD: torch.Tensor, weight_VD: torch.Tensor, plan: _Plan, first: int, factors: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradient of the weighted total by the logits [R, V], in the head's precision, and Σ_rows of each objective."""
+    """Gradient of the weighted total by the logits [R, V], in the head's precision, and the sums [2, len(terms)].
+
+    Args:
+        hidden_RD: the rows first … first + R - 1.
+        weight_VD: the head.
+        plan: the rest.
+        first: number of the first row.
+        factors: the weights.
+    """
     grad_logits_RV = weight_VD.new_empty(len(hidden_RD), len(weight_VD))
-    sums = torch.zeros_like(factors)
-    for start in range(0, len(hidden_RD), chunk_rows):
-        stop = min(start + chunk_rows, len(hidden_RD))
+    sums = factors.new_zeros(2, len(factors))
+    for start in range(0, len(hidden_RD), plan.chunk_rows):
+        stop = min(start + plan.chunk_rows, len(hidden_RD))
         with torch.enable_grad():
             logits_RV = (hidden_RD[start:stop].detach() @ weight_VD.detach().T).requires_grad_()
-            chunk_sums = row_sums(logits_RV, targets.rows(start, stop), list(weights))
+            chunk_sums = row_sums(logits_RV, plan.targets.rows(first + start, first + stop), plan.terms)
             chunk_total = (chunk_sums * factors).sum()
-        sums += chunk_sums.detach()
+        sums[0] += chunk_sums.detach()
+        if plan.measure:
+            sums[1] += _squared_gradients(chunk_sums, logits_RV)
         (grad_logits_RV[start:stop],) = torch.autograd.grad(chunk_total, logits_RV)
     return grad_logits_RV, sums
+
+
+def _squared_gradients(chunk_sums: torch.Tensor, logits_RV: torch.Tensor) -> torch.Tensor:
+    """Squared norm of each sum's gradient by the logits [len(chunk_sums)]."""
+    one_hot = torch.eye(len(chunk_sums), dtype=chunk_sums.dtype, device=chunk_sums.device)
+    gradients = [torch.autograd.grad(chunk_sums, logits_RV, one, retain_graph=True)[0] for one in one_hot]
+    return torch.stack([gradient.to(chunk_sums.dtype).square().sum() for gradient in gradients])

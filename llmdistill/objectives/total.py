@@ -1,40 +1,45 @@
 """The weighted total of a step, and the one place where values per row are reduced.
 
-total = Σ_objective weight · Σ_rows value / (supervised rows of the whole step, over all ranks and micro-batches)
+total = Σ_objective weight · Σ_rows T² · row weight · value / (supervised rows of the whole step)
 
-The denominator is an argument: whoever knows the whole step passes it in, so that neither ranks nor accumulation change
-the result.
+The denominator counts the rows of all ranks and all micro-batches; whoever knows the whole step passes it in, so that
+neither ranks nor accumulation change the result. T² stands here and nowhere else: the gradient of a softmax at
+temperature T is 1/T² of the one at 1, and the factor keeps the balance of the objectives (Hinton et al. 2015,
+arXiv 1503.02531, section 2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 
 import torch
 
-from llmdistill.objectives.cross_entropy import sequence_ce
-from llmdistill.objectives.divergence import forward_kl
-from llmdistill.objectives.targets import StudentLogprobs, TeacherTargets, student_logprobs
-
-Objective = Callable[[StudentLogprobs, TeacherTargets], torch.Tensor]
-
-OBJECTIVES: dict[str, Objective] = {"forward_kl": forward_kl, "sequence_ce": sequence_ce}
-"""By the name that stands in the configuration."""
+from llmdistill.objectives.rows import Rows
+from llmdistill.objectives.targets import TeacherTargets
+from llmdistill.objectives.terms import Term
 
 
-def row_sums(logits_RV: torch.Tensor, targets: TeacherTargets, names: list[str]) -> torch.Tensor:
-    """Σ_rows value of each objective: float32 [len(names)]."""
-    student = student_logprobs(logits_RV, targets)
-    return torch.stack([OBJECTIVES[name](student, targets).sum() for name in names])
+def row_values(logits_RV: torch.Tensor, targets: TeacherTargets, terms: Sequence[Term]) -> torch.Tensor:
+    """T² · row weight · value of each term and row: float32 or better [len(terms), R]."""
+    rows = Rows(logits_RV, targets)
+    values = [term.values(rows) * term.temperature**2 for term in terms]
+    if targets.row_weights_R is not None:
+        values = [value_R * targets.row_weights_R for value_R in values]
+    return torch.stack(values)
 
 
-def weighted_total(sums: torch.Tensor, weights: Mapping[str, float], global_rows: int) -> torch.Tensor:
-    """The scalar to differentiate, from `row_sums` in the order of `weights`.
+def row_sums(logits_RV: torch.Tensor, targets: TeacherTargets, terms: Sequence[Term]) -> torch.Tensor:
+    """Σ_rows of `row_values`: [len(terms)]."""
+    return row_values(logits_RV, targets, terms).sum(dim=1)
+
+
+def weighted_total(sums: torch.Tensor, terms: Sequence[Term], global_rows: int) -> torch.Tensor:
+    """The scalar to differentiate, from `row_sums`.
 
     Args:
-        sums: [len(weights)].
-        weights: objective name → weight.
+        sums: [len(terms)].
+        terms: in the same order.
         global_rows: supervised rows of the whole optimizer step; a step without any has the total 0.
 
     """
-    return (sums * sums.new_tensor(list(weights.values()))).sum() / max(global_rows, 1)
+    return (sums * sums.new_tensor([term.weight for term in terms])).sum() / max(global_rows, 1)
