@@ -16,6 +16,7 @@ from llmdistill.cache.index import committed_keys, write_index
 from llmdistill.cache.reader import CacheReader
 from llmdistill.cache.shard import commit_bytes
 from llmdistill.cluster import ray_cluster
+from llmdistill.config.objectives import AnyObjective, SequenceCEConfig
 from llmdistill.config.run import RunConfig
 from llmdistill.errors import DataError
 from llmdistill.observe.progress import Progress
@@ -101,14 +102,16 @@ def capture_spec(run: Run, tokenizer: Any) -> Any:
 
 def train(run: Run) -> None:
     """Train the student, and the baseline where one is asked for."""
-    weights: dict[str, float] = {objective.type: objective.weight for objective in run.config.objectives}
+    objectives = run.config.objectives
     make_untrained(run)
-    trainings = [("student", weights, run.folder.checkpoints)]
+    trainings = [("student", objectives, run.folder.checkpoints)]
     if run.config.evaluate.baseline:
-        trainings.append((BASELINE, {"sequence_ce": 1.0}, run.folder.baseline(BASELINE) / "checkpoints"))
+        trainings.append(
+            (BASELINE, (SequenceCEConfig(type="sequence_ce"),), run.folder.baseline(BASELINE) / "checkpoints")
+        )
     with ray_cluster(run.config.cluster):
-        for name, objective_weights, checkpoints in trainings:
-            _train_one(run, name, objective_weights, checkpoints)
+        for name, chosen, checkpoints in trainings:
+            _train_one(run, name, chosen, checkpoints)
 
 
 def make_untrained(run: Run) -> None:
@@ -130,7 +133,7 @@ def make_untrained(run: Run) -> None:
     temporary.rename(run.folder.untrained)
 
 
-def _train_one(run: Run, name: str, weights: dict[str, float], checkpoints: Path) -> None:
+def _train_one(run: Run, name: str, objectives: tuple[AnyObjective, ...], checkpoints: Path) -> None:
     from llmdistill.trainer.job import TrainJob
     from llmdistill.trainer.launcher import launch
 
@@ -141,7 +144,7 @@ def _train_one(run: Run, name: str, weights: dict[str, float], checkpoints: Path
         init=run.folder.untrained,
         checkpoints=checkpoints,
         metrics=run.folder.metrics,
-        weights=weights,
+        objectives=objectives,
         train=run.config.train,
     )
     from llmdistill.trainer.loop import first_and_total_steps
@@ -150,8 +153,8 @@ def _train_one(run: Run, name: str, weights: dict[str, float], checkpoints: Path
     with Progress(f"train {name}", total, "steps", first) as progress:
 
         def show(line: dict[str, Any]) -> None:
-            objectives = "  ".join(f"{key} {line[key]:.3f}" for key in weights)
-            progress.update(line["step"], f"{objectives}  {line['tokens_per_second']:.0f} tokens/s")
+            values = "  ".join(f"{objective.type} {line[objective.type]:.3f}" for objective in objectives)
+            progress.update(line["step"], f"{values}  {line['tokens_per_second']:.0f} tokens/s")
 
         launch(job, run.folder.scratch, show)
 

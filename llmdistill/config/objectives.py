@@ -55,8 +55,8 @@ class ForwardKLConfig(TemperedConfig):
     type: Literal["forward_kl"]
     """Name of the objective."""
     tail: Literal["bucket", "ground_truth", "renormalize", "none"] = "bucket"
-    """As in other divergences; and `ground_truth`: the actual token counts in full where it is outside of the top k, which is
-    unbiased on text that the teacher sampled at temperature 1 with top_p 1."""
+    """As in other divergences; and `ground_truth`: the actual token counts in full where it is outside of the top k,
+    which is unbiased on text that the teacher sampled at temperature 1 with top_p 1."""
 
 
 class ReverseKLConfig(DivergenceConfig):
@@ -199,6 +199,7 @@ def require_captured(
 
     Raises:
         ValueError: names the key, the reason and the ways out.
+
     """
     for number, objective in enumerate(objectives):
         where = f"objectives.{number}"
@@ -221,8 +222,8 @@ def _require_temperature(objective: TemperedConfig, where: str, kind: str, tempe
         return
     if kind != "top_k":
         raise ValueError(
-            f"{where}.temperature: {kind} entries are right on average at temperature 1 only, not at {value:g}; use 1.0,"
-            f" or capture.kind: top_k with {value:g} in capture.temperatures"
+            f"{where}.temperature: {kind} entries are right on average at temperature 1 only, not at {value:g}; use"
+            f" 1.0, or capture.kind: top_k with {value:g} in capture.temperatures"
         )
     if value not in temperatures:
         raise ValueError(
@@ -239,13 +240,13 @@ def _require_policy(objective: AnyObjective, where: str, mode: str, sampling: tu
     if mode != "generate" or sampling != (1.0, 1.0):
         found = f"sampling at temperature {sampling[0]:g} and top_p {sampling[1]:g}" if mode == "generate" else mode
         raise ValueError(
-            f"{where}.tail: ground_truth is unbiased only on text that the teacher sampled from its own distribution, found"
-            f" {found}; {ways_out}"
+            f"{where}.tail: ground_truth is unbiased only on text that the teacher sampled from its own distribution,"
+            f" found {found}; {ways_out}"
         )
     if objective.temperature != 1.0:
         raise ValueError(
-            f"{where}.tail: ground_truth holds at temperature 1 only, not at {objective.temperature:g}; use tail: bucket,"
-            " or temperature 1.0"
+            f"{where}.tail: ground_truth holds at temperature 1 only, not at {objective.temperature:g}; use tail:"
+            " bucket, or temperature 1.0"
         )
 
 
@@ -253,8 +254,8 @@ def _require_entries(objective: AnyObjective, where: str, kind: str) -> None:
     if isinstance(objective, ForwardKLConfig):
         if "tail" in objective.model_fields_set:
             raise ValueError(
-                f"{where}.tail: {kind} entries cover the whole distribution on average and have no tail; leave it out, or"
-                " use capture.kind: top_k"
+                f"{where}.tail: {kind} entries cover the whole distribution on average and have no tail; leave it out,"
+                " or use capture.kind: top_k"
             )
     elif kind == "sampled":
         raise ValueError(

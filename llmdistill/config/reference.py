@@ -24,10 +24,10 @@ One YAML file describes a run; `key=value` on the command line overrides any lea
 
 def reference() -> str:
     """The page, in Markdown."""
-    return _HEAD + "".join(_section("", RunConfig, "The whole file"))
+    return _HEAD + "".join(_section("", RunConfig, "The whole file", set()))
 
 
-def _section(path: str, model: type[BaseModel], title: str) -> Iterator[str]:
+def _section(path: str, model: type[BaseModel], title: str, seen: set[tuple[str, type[BaseModel]]]) -> Iterator[str]:
     yield f"\n## {f'`{path}`: ' if path else ''}{title}\n\n| key | type | default | |\n|---|---|---|---|\n"
     below = []
     for name, field in model.model_fields.items():
@@ -37,7 +37,10 @@ def _section(path: str, model: type[BaseModel], title: str) -> Iterator[str]:
         yield f"| `{name}` | {kind} | {_default(field, bool(models))} | {text} |\n"
         below += [(f"{path}.{name}".lstrip("."), child) for child in models]
     for child_path, child in below:
-        yield from _section(child_path, child, " ".join((child.__doc__ or "").split()))
+        if (child_path, child) not in seen:
+            # Members of a union may share a section, which stands in the page once.
+            seen.add((child_path, child))
+            yield from _section(child_path, child, " ".join((child.__doc__ or "").split()), seen)
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -10,7 +10,7 @@ from llmdistill.config.base import Section
 from llmdistill.config.capture import CaptureConfig
 from llmdistill.config.cluster import ClusterConfig
 from llmdistill.config.evaluate import EvaluateConfig
-from llmdistill.config.objectives import AnyObjective
+from llmdistill.config.objectives import AnyObjective, require_captured
 from llmdistill.config.prompts import PromptsConfig
 from llmdistill.config.student import StudentConfig
 from llmdistill.config.teacher import TeacherConfig
@@ -44,4 +44,16 @@ class RunConfig(Section):
         types = [objective.type for objective in self.objectives]
         if len(set(types)) < len(types):
             raise ValueError(f"each type of objective may stand once in objectives, found {types}")
+        return self
+
+    @model_validator(mode="after")
+    def _objectives_are_captured(self) -> Self:
+        sampling = self.teacher.sampling
+        require_captured(
+            self.objectives,
+            kind=self.capture.kind,
+            temperatures=(),
+            mode=self.prompts.mode,
+            sampling=(sampling.temperature, sampling.top_p),
+        )
         return self

@@ -12,9 +12,10 @@ import torch
 from transformers import PreTrainedModel
 
 from llmdistill.cache.reader import CacheReader, StoredRecord
-from llmdistill.objectives.cross_entropy import sequence_ce
-from llmdistill.objectives.divergence import forward_kl
-from llmdistill.objectives.targets import TeacherTargets, student_logprobs
+from llmdistill.objectives.cross_entropy import token_ce
+from llmdistill.objectives.rows import Rows
+from llmdistill.objectives.targets import TopKTargets
+from llmdistill.objectives.terms import forward_kl_values
 from llmdistill.student.creation import load_student
 
 
@@ -62,13 +63,15 @@ def _sums(model: PreTrainedModel, record: StoredRecord, vocabulary_size: int) ->
     hidden_RD = model.base_model(record.token_ids_N.unsqueeze(0), use_cache=False).last_hidden_state[0, slots_R]
     logits_RV = hidden_RD @ model.get_output_embeddings().weight[:vocabulary_size].T
     ids_RK, logprobs_RK = record.rows.decode(vocabulary_size)
-    targets = TeacherTargets(record.token_ids_N[slots_R + 1], ids_RK, logprobs_RK, record.rows.mass_R)
-    student = student_logprobs(logits_RV, targets)
+    targets = TopKTargets(
+        actual_ids_R=record.token_ids_N[slots_R + 1], ids_RK=ids_RK, logprobs_RK=logprobs_RK, mass_R=record.rows.mass_R
+    )
+    rows = Rows(logits_RV, targets)
     agreement_R = logits_RV.argmax(dim=1) == ids_RK[:, 0]
     return torch.stack(
         [
-            forward_kl(student, targets).double().sum(),
+            forward_kl_values(rows).double().sum(),
             agreement_R.double().sum(),
-            sequence_ce(student, targets).double().sum(),
+            token_ce(rows.student()).double().sum(),
         ]
     )

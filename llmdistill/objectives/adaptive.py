@@ -1,4 +1,4 @@
-"""Objectives whose target or mixture depends on where the student is; what depends on it is held constant in backward."""
+"""Objectives whose target or mixture depends on where the student is; that dependence is held constant in backward."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from llmdistill.objectives.divergence import forward_kl, reverse_kl, skew_forwar
 
 
 def adaptive_kl(teacher_RE: torch.Tensor, student_RE: torch.Tensor, head_mass: float = 0.5) -> torch.Tensor:
-    """w·KL(p ‖ q) + (1-w)·KL(q ‖ p) with w from `head_share`: forward where the heads differ, reverse where the tails do.
+    """w·KL(p ‖ q) + (1-w)·KL(q ‖ p) with w from `head_share`.
+
+    Forward where the heads differ, reverse where the tails do.
 
     Source: Wu et al. 2024, arXiv 2404.02657 (AKL), equations 12 and 13.
 
     Returns:
         [R], in nats; 0 where p = q.
+
     """
     share_R = head_share(teacher_RE, student_RE, head_mass)
     return share_R * forward_kl(teacher_RE, student_RE) + (1 - share_R) * reverse_kl(teacher_RE, student_RE)
@@ -26,8 +29,9 @@ def head_share(teacher_RE: torch.Tensor, student_RE: torch.Tensor, head_mass: fl
 
     Returns:
         [R], 0 … 1.
+
     """
-    p_RE, order_RE = teacher_RE.detach().exp().sort(dim=1, descending=True)
+    p_RE, order_RE = teacher_RE.detach().exp().sort(dim=1, descending=True, stable=True)
     gaps_RE = (p_RE - student_RE.detach().exp().gather(1, order_RE)).abs()
     in_head_RE = p_RE.cumsum(dim=1) <= head_mass
     in_head_RE[:, 0] = True
@@ -46,6 +50,7 @@ def taid(teacher_RE: torch.Tensor, student_RE: torch.Tensor, share: float) -> to
         teacher_RE: log p.
         student_RE: log q.
         share: t.
+
     """
     target_RE = torch.lerp(student_RE.detach(), teacher_RE, share).log_softmax(dim=1)
     return forward_kl(target_RE, student_RE)
@@ -63,6 +68,7 @@ def paired_skew_kl(
         student_RE: log q.
         is_student_text_R: bool [R].
         alpha: skew of both.
+
     """
     return torch.where(
         is_student_text_R,

@@ -19,6 +19,7 @@ def balanced_factors(
         grad_norms: objective name → norm of the gradient of its unweighted value.
         weights: objective name → weight.
         limit: at least 1.
+
     """
     active = [name for name in weights if grad_norms[name] > 0 and weights[name] > 0]
     total = sum(weights[name] * grad_norms[name] for name in active)

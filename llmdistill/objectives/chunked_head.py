@@ -24,7 +24,7 @@ from llmdistill.objectives.targets import TeacherTargets
 from llmdistill.objectives.terms import Term
 from llmdistill.objectives.total import row_sums
 
-CHUNK_BYTES = {"cpu": 24 * 2**20, "cuda": 256 * 2**20}
+CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 """Size of a chunk's float32 logits, by type of device."""
 
 GROUP_BYTES = 256 * 2**20
@@ -73,10 +73,11 @@ def chunked_head(
         weight_VD: weight of the head; tied or not, whole (under ZeRO-3 the caller gathers it).
         targets: the teacher's side of the same rows.
         terms: the objectives.
-        vocabulary_size: the real vocabulary; the head's rows beyond it take no part and get gradient 0. None: all of it.
+        vocabulary_size: the real vocabulary; the head's rows beyond it take no part and get gradient 0. None: all.
         measure_gradients: fill `HeadSums.squared_gradients`; costs one more pass over the logits per term.
         chunk_rows: rows whose float32 logits exist at one time; by default what `CHUNK_BYTES` holds.
         group_rows: rows whose logit gradients exist at one time; by default what `GROUP_BYTES` holds.
+
     """
     weight_VD = weight_VD[:vocabulary_size]
     chunk_bytes = CHUNK_BYTES.get(weight_VD.device.type, CHUNK_BYTES["cuda"])
@@ -122,7 +123,7 @@ class _ChunkedHead(torch.autograd.Function):
         return (values * factors).sum(), values, squares
 
     @staticmethod
-    def backward(ctx: Any, grad_total: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_total: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden_RD, grad_weight_VD = ctx.saved_tensors
         return grad_total * grad_hidden_RD, grad_total * grad_weight_VD, None
 
@@ -138,6 +139,7 @@ def _logit_gradients(
         plan: the rest.
         first: number of the first row.
         factors: the weights.
+
     """
     grad_logits_RV = weight_VD.new_empty(len(hidden_RD), len(weight_VD))
     sums = factors.new_zeros(2, len(factors))

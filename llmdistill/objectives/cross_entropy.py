@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from llmdistill.objectives.support import floored
 from llmdistill.objectives.student_logprobs import StudentLogprobs
+from llmdistill.objectives.support import floored
 from llmdistill.objectives.targets import WeightedTargets
 
 
@@ -17,6 +17,7 @@ def token_ce(student: StudentLogprobs) -> torch.Tensor:
 
     Returns:
         [R], in nats.
+
     """
     return -floored(student.actual_R)
 
@@ -29,6 +30,7 @@ def weighted_forward_kl(student: StudentLogprobs, targets: WeightedTargets) -> t
 
     Returns:
         [R], in nats.
+
     """
     cross_entropy_R = -(targets.weights_RK.to(student.kept_RK.dtype) * floored(student.kept_RK)).sum(dim=1)
     return cross_entropy_R if targets.entropy_R is None else cross_entropy_R - targets.entropy_R
@@ -41,5 +43,6 @@ def z_loss(student: StudentLogprobs) -> torch.Tensor:
 
     Returns:
         [R].
+
     """
     return student.log_normalizer_R**2

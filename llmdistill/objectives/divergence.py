@@ -4,7 +4,8 @@ All take log p and log q [R, E] over the same E outcomes and return [R] in nats.
 `support.py`), so no value and no gradient here is NaN or infinite. Gradients flow to the student; the teacher's side
 may carry one too, which nothing in training uses.
 
-Each is at least 0, and 0 with gradient 0 where p = q, as long as both sides sum to 1 (all policies but `none`).
+Each is at least 0, and 0 where p = q with gradient 0 (except for the total variation, whose gradient is bounded but not
+continuous there), as long as both sides sum to 1: under all policies but `none`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def skew_reverse_kl(teacher_RE: torch.Tensor, student_RE: torch.Tensor, alpha: f
 
 
 def total_variation(teacher_RE: torch.Tensor, student_RE: torch.Tensor) -> torch.Tensor:
-    """½ Σ |p - q|, at most 1; its subgradient at p = q is 0. Source: f-DISTILL, arXiv 2307.15190."""
+    """½ Σ |p - q|, at most 1; it has no derivative where an outcome has p = q. Source: f-DISTILL, arXiv 2307.15190."""
     return 0.5 * (teacher_RE.exp() - student_RE.exp()).abs().sum(dim=1)
 
 
@@ -68,6 +69,7 @@ def alpha_beta(
         student_RE: log q.
         alpha: at least 0.
         beta: at least 0, and not 0 together with alpha.
+
     """
     assert alpha >= 0 and beta >= 0 and alpha + beta > 0
     if beta == 0.0:

@@ -1,7 +1,7 @@
 """One pass over the vocabulary: the logits at some ids, and the log-sum-exp of all the others.
 
-Written by hand, because it is the inner loop of a training step: autograd's own chain (scatter, logsumexp, gather, twice)
-reads and writes a [rows, vocabulary] tensor a dozen times; this needs five passes forward and one back.
+Written by hand, because it is the inner loop of a training step: autograd's own chain (scatter, logsumexp, gather,
+twice) reads and writes a [rows, vocabulary] tensor a dozen times; this needs five passes forward and one back.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def gather_and_rest(
     Returns:
         logits / temperature at the ids [R, G], and log Σ exp(logits / temperature) over all other ids [R]; -inf where
         there are none. float32, or float64 for float64 logits. Both are differentiable once.
+
     """
     return _GatherAndRest.apply(logits_RV, ids_RG, left_out, temperature)  # type: ignore[no-any-return]
 
@@ -49,7 +50,7 @@ class _GatherAndRest(torch.autograd.Function):
         return gathered_RG, sums_R.log() + largest_R1.squeeze(1) / temperature
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, grad_gathered_RG: torch.Tensor, grad_rest_R: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         exps_RV, sums_R, ids_RG = ctx.saved_tensors

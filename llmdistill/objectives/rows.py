@@ -15,6 +15,7 @@ class Rows:
     Args:
         logits_RV: the student's logits over the real vocabulary.
         targets: the teacher's side of the same rows.
+
     """
 
     def __init__(self, logits_RV: torch.Tensor, targets: TeacherTargets) -> None:

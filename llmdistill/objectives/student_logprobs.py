@@ -27,12 +27,13 @@ class StudentLogprobs:
 def student_logprobs(logits_RV: torch.Tensor, targets: TeacherTargets, temperature: float = 1.0) -> StudentLogprobs:
     """The student's side of the same rows, in one pass over the vocabulary.
 
-    With top-k targets the rest is summed by itself, so that the tail is exact where 1 - Σ kept would be lost to rounding.
+    With top-k targets the rest is summed by itself, so that the tail is exact where 1 - Σ kept would round.
 
     Args:
         logits_RV: [R, V] over the real vocabulary, any floating type; computed in float32 at least.
         targets: ids below V.
         temperature: of the softmax.
+
     """
     if isinstance(targets, TopKTargets):
         return _beside_top_k(logits_RV, targets, temperature)

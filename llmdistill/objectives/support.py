@@ -51,6 +51,7 @@ def common_support(
 
     Raises:
         ConfigError: the log-sum-exp at this temperature is not there.
+
     """
     dtype = student.kept_RK.dtype
     if isinstance(targets, DenseTargets):
@@ -77,6 +78,7 @@ def tempered_top_k(targets: TopKTargets, temperature: float, dtype: torch.dtype)
 
     Raises:
         ConfigError: the log-sum-exp at this temperature is not there.
+
     """
     logprobs_RK, mass_R = targets.logprobs_RK.to(dtype), targets.mass_R.to(dtype)
     if temperature != 1.0:

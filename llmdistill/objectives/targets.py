@@ -50,7 +50,7 @@ class TopKTargets(Targets):
     actual_logprobs_R: torch.Tensor | None = None
     """float [R]: the teacher's log-probability of the actual token, at temperature 1."""
     log_sum_exps: Mapping[float, torch.Tensor] = field(default_factory=dict)
-    """temperature τ → float [R]: log Σ_v exp(logprob_v / τ) over the full vocabulary. At τ = 1 it is 0 and not stored."""
+    """temperature τ → float [R]: log Σ_v exp(logprob_v / τ) over the full vocabulary. At τ = 1 it is 0, not stored."""
     valid_RK: torch.Tensor | None = None
     """bool [R, K]: which entries exist, where rows keep different numbers; entry 0 always does. None: all."""
 
@@ -70,7 +70,7 @@ class WeightedTargets(Targets):
     entropy_R: torch.Tensor | None = None
     """float [R]: entropy of the teacher's distribution in nats. It makes a divergence of the cross-entropy."""
     head_counts_R: torch.Tensor | None = None
-    """int64 [R]: the first so many entries are the exact probabilities of the most likely ids (`head_tail`); at least 1."""
+    """int64 [R]: the first so many entries are exact, of the most likely ids (`head_tail`); at least 1."""
 
     def head(self) -> TopKTargets:
         """The exact head alone, everything else being its tail: for objectives that are not linear in p."""

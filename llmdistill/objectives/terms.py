@@ -62,6 +62,7 @@ def make_terms(objectives: Sequence[AnyObjective], progress: float = 1.0) -> lis
     Args:
         objectives: as configured.
         progress: 0 at the first step, 1 at the last.
+
     """
     return [_term(objective, progress) for objective in objectives]
 
@@ -108,11 +109,13 @@ def divergence_values(rows: Rows, divergence: Divergence, temperature: float, ta
     return divergence(support.teacher_RE, support.student_RE)
 
 
-def forward_kl_values(rows: Rows, temperature: float, tail: Tail | Literal["ground_truth"]) -> torch.Tensor:
+def forward_kl_values(
+    rows: Rows, temperature: float = 1.0, tail: Tail | Literal["ground_truth"] = "bucket"
+) -> torch.Tensor:
     """KL(p ‖ q) per row [R]; the one divergence that is linear in what is sampled of p, hence two more ways to it.
 
-    Weighted targets give it without bias and without a policy. So does `ground_truth` on top-k targets: the kept entries
-    as they are, and the actual token with weight 1 where it is not among them. Over tokens drawn from p that adds
+    Weighted targets give it without bias and without a policy. So does `ground_truth` on top-k targets: the kept
+    entries as they are, and the actual token with weight 1 where it is not among them. Over tokens drawn from p that adds
     Σ_{v not kept} p_v·log(p_v/q_v), the part that is missing.
     """
     targets = rows.targets
@@ -130,7 +133,7 @@ def forward_kl_values(rows: Rows, temperature: float, tail: Tail | Literal["grou
 
 
 def _among(targets: TopKTargets) -> torch.Tensor:
-    """bool [R]: the actual token is one of the kept ids."""
+    """Bool [R]: the actual token is one of the kept ids."""
     equal_RK = targets.ids_RK == targets.actual_ids_R.unsqueeze(1)
     return (equal_RK if targets.valid_RK is None else equal_RK & targets.valid_RK).any(dim=1)
 

@@ -19,7 +19,7 @@ import torch
 
 from llmdistill.cache.order import StepPlan
 from llmdistill.cache.reader import CacheReader, EncodedRows
-from llmdistill.objectives.targets import TeacherTargets
+from llmdistill.objectives.targets import TeacherTargets, TopKTargets
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,13 @@ class MicroBatch:
         if self.rows is None:
             return None
         ids_RK, logprobs_RK = self.rows.decode(vocabulary_size)
-        return TeacherTargets(self.actual_ids_R, ids_RK, logprobs_RK, self.rows.mass_R)
+        return TopKTargets(
+            actual_ids_R=self.actual_ids_R,
+            ids_RK=ids_RK,
+            logprobs_RK=logprobs_RK,
+            mass_R=self.rows.mass_R,
+            actual_logprobs_R=self.rows.actual_logprobs_R,
+        )
 
 
 def collate(reader: CacheReader, sequences: list[tuple[int, ...]], sequence_length: int) -> MicroBatch:

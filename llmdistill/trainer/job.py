@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmdistill.config.objectives import AnyObjective
 from llmdistill.config.train import TrainConfig
 
 _FREE_TO_CHANGE = frozenset({"save_steps", "save_total_limit", "logging_steps", "workers", "micro_batch_size"})
@@ -26,8 +27,8 @@ class TrainJob:
     """Model folder with the first weights."""
     checkpoints: Path
     metrics: Path
-    weights: dict[str, float]
-    """Objective name → weight."""
+    objectives: tuple[AnyObjective, ...]
+    """What it is trained on, as configured."""
     train: TrainConfig
 
     def identity(self, record_keys: list[bytes]) -> dict[str, Any]:
@@ -39,7 +40,7 @@ class TrainJob:
         """
         settings = {key: value for key, value in self.train.model_dump().items() if key not in _FREE_TO_CHANGE}
         return {
-            "objectives": self.weights,
+            "objectives": [objective.model_dump(mode="json") for objective in self.objectives],
             "records": hashlib.blake2b(b"".join(sorted(record_keys)), digest_size=16).hexdigest(),
             **{f"train.{key}": value for key, value in json.loads(json.dumps(settings)).items()},
         }

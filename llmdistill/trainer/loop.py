@@ -11,6 +11,7 @@ import torch
 from llmdistill.cache.order import StepPlan, plan_steps
 from llmdistill.cache.reader import CacheReader
 from llmdistill.errors import DataError, TrainingError
+from llmdistill.objectives.terms import make_terms
 from llmdistill.student.creation import load_student
 from llmdistill.trainer.checkpoint import (
     CheckpointState,
@@ -25,6 +26,9 @@ from llmdistill.trainer.engine import initialize
 from llmdistill.trainer.job import TrainJob
 from llmdistill.trainer.metrics import MetricsFile
 from llmdistill.trainer.model import DistillationModule
+
+_MEASURE_EVERY = 10
+"""Logged steps between two with gradient norms per objective, which cost one more pass over the logits each."""
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -87,14 +91,14 @@ def run_training(job: TrainJob) -> None:
     student = load_student(job.init, _DTYPES[job.train.precision])
     student.train()
     engine = initialize(
-        DistillationModule(student, reader.spec.vocabulary_size, job.weights), job.train, total_steps=len(plan)
+        DistillationModule(student, reader.spec.vocabulary_size, job.objectives), job.train, total_steps=len(plan)
     )
     if checkpoint is not None:
         load_checkpoint(engine, checkpoint)
     metrics = MetricsFile(job.metrics, job.name, first) if rank == 0 else None
     steps = read_ahead(reader, plan, first, rank, num_ranks, job.train.micro_batch_size, job.train.sequence_length)
     for step in steps:
-        values = _run_step(engine, step, job, num_ranks)
+        values = _run_step(engine, step, job, num_ranks, len(plan))
         done = step.number + 1
         if metrics and (done % job.train.logging_steps == 0 or done == len(plan)):
             metrics.write(done, {"total_steps": len(plan), **values})
@@ -102,27 +106,32 @@ def run_training(job: TrainJob) -> None:
             save_checkpoint(engine, job.checkpoints, state(done), job.train.save_total_limit)
 
 
-def _run_step(engine: Any, step: Step, job: TrainJob, num_ranks: int) -> dict[str, Any]:
+def _run_step(engine: Any, step: Step, job: TrainJob, num_ranks: int, total_steps: int) -> dict[str, Any]:
     started = time.monotonic()
     learning_rate = engine.optimizer.param_groups[0]["lr"]
-    sums = torch.zeros(len(job.weights), device=engine.device)
+    progress = step.number / max(total_steps - 1, 1)
+    measure = (step.number + 1) % (_MEASURE_EVERY * job.train.logging_steps) == 0
+    sums = torch.zeros(2, len(job.objectives), device=engine.device)
     # DeepSpeed averages gradients over ranks and micro-batches; the factor turns that into the sum over the step's
     # rows divided by their number, so that neither ranks nor accumulation weigh in.
     factor = num_ranks * len(step.micro_batches) / max(step.global_rows, 1)
     for micro_batch in step.micro_batches:
-        total, micro_sums = engine(micro_batch.to(engine.device))
+        total, *micro_sums = engine(micro_batch.to(engine.device), progress, measure)
         engine.backward(total * factor)
         engine.step()
-        sums += micro_sums
+        sums += torch.stack(micro_sums)
     torch.distributed.all_reduce(sums)
-    values = dict(zip(job.weights, (sums / max(step.global_rows, 1)).tolist(), strict=True))
-    loss = sum(job.weights[name] * value for name, value in values.items())
+    terms = make_terms(job.objectives, progress)
+    values, norms = (sums[0] / max(step.global_rows, 1)).tolist(), (sums[1].sqrt() / max(step.global_rows, 1)).tolist()
+    loss = sum(term.weight * value for term, value in zip(terms, values, strict=True))
     if not math.isfinite(loss):
         raise TrainingError(f"the loss of step {step.number + 1} is {loss}", fix="lower train.lr")
     seconds = time.monotonic() - started + step.wait_seconds
     return {
         "loss": loss,
-        **values,
+        **{term.name: value for term, value in zip(terms, values, strict=True)},
+        **{f"{term.name}_weighted": term.weight * value for term, value in zip(terms, values, strict=True)},
+        **{f"{term.name}_grad_norm": term.weight * norm for term, norm in zip(terms, norms, strict=True) if measure},
         "learning_rate": learning_rate,
         "grad_norm": float(engine.get_global_grad_norm() or 0.0),
         "rows": step.global_rows,

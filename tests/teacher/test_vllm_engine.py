@@ -10,8 +10,9 @@ from llmdistill.cache.index import shard_folder, write_index
 from llmdistill.cache.reader import CacheReader
 from llmdistill.cache.shard import write_shard
 from llmdistill.evaluation.heldout import evaluate_model
-from llmdistill.objectives.divergence import forward_kl
-from llmdistill.objectives.targets import TeacherTargets, student_logprobs
+from llmdistill.objectives.rows import Rows
+from llmdistill.objectives.targets import TopKTargets
+from llmdistill.objectives.terms import forward_kl_values
 from llmdistill.student.creation import load_student
 from llmdistill.types import CaptureSpec, Record, Request
 
@@ -94,9 +95,10 @@ def test_student_equal_to_teacher_is_at_zero_and_a_shift_by_one_is_far_away(
         logits = model(record.token_ids_N.unsqueeze(0)).logits[0]
     slots = record.supervised_N.nonzero()[:, 0] - 1
     ids, logprobs = record.rows.decode(49152)
-    targets = TeacherTargets(record.token_ids_N[slots + 1], ids, logprobs, record.rows.mass_R)
-    aligned = forward_kl(student_logprobs(logits[slots], targets), targets).mean()
-    shifted = forward_kl(student_logprobs(logits[slots - 1], targets), targets).mean()
+    actual = record.token_ids_N[slots + 1]
+    targets = TopKTargets(actual_ids_R=actual, ids_RK=ids, logprobs_RK=logprobs, mass_R=record.rows.mass_R)
+    aligned = forward_kl_values(Rows(logits[slots], targets)).mean()
+    shifted = forward_kl_values(Rows(logits[slots - 1], targets)).mean()
     assert aligned < 1e-3
     assert shifted > 1.0
 

@@ -40,6 +40,7 @@ def _rank(rank: int, job: TrainJob, port: int) -> None:
 
 def job_for(folder: Path, cache: Path, init: Path, **train: object) -> TrainJob:
     """A small job in float32 whose files lie in `folder`."""
+    from llmdistill.config.objectives import ForwardKLConfig, SequenceCEConfig
     from llmdistill.config.train import TrainConfig
 
     settings = {
@@ -59,6 +60,6 @@ def job_for(folder: Path, cache: Path, init: Path, **train: object) -> TrainJob:
         init=init,
         checkpoints=folder / "checkpoints",
         metrics=folder / "metrics.jsonl",
-        weights={"forward_kl": 0.9, "sequence_ce": 0.1},
+        objectives=(ForwardKLConfig(type="forward_kl", weight=0.9), SequenceCEConfig(type="sequence_ce", weight=0.1)),
         train=TrainConfig.model_validate(settings),
     )

@@ -3,12 +3,13 @@ from pathlib import Path
 import torch
 
 from llmdistill.cache.reader import CacheReader
+from llmdistill.config.objectives import ForwardKLConfig, SequenceCEConfig
 from llmdistill.student.creation import load_student
 from llmdistill.trainer.data import collate
 from llmdistill.trainer.model import DistillationModule
 from tests.helpers import SPEC, make_cache
 
-WEIGHTS = {"forward_kl": 0.9, "sequence_ce": 0.1}
+KL, CE = ForwardKLConfig(type="forward_kl", weight=0.9), SequenceCEConfig(type="sequence_ce", weight=0.1)
 
 
 def gradients(
@@ -17,7 +18,7 @@ def gradients(
     module.zero_grad()
     total = 0.0
     for sequences in batches:
-        value, _ = module(collate(reader, sequences, length))
+        value, *_ = module(collate(reader, sequences, length))
         (value / 100).backward()
         total += value.item()
     return total, {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
@@ -26,7 +27,7 @@ def gradients(
 def test_packing_padding_and_splitting_change_nothing(tiny_teacher: Path, tmp_path: Path) -> None:
     make_cache(tmp_path)
     reader = CacheReader(tmp_path)
-    module = DistillationModule(load_student(tiny_teacher, torch.float32), SPEC.vocabulary_size, WEIGHTS)
+    module = DistillationModule(load_student(tiny_teacher, torch.float32), SPEC.vocabulary_size, (KL, CE))
     alone, alone_gradients = gradients(module, reader, [[(0,)], [(1,)], [(2,)]], 20)
     for batches, length in (
         ([[(0, 1, 2)]], 60),
@@ -45,8 +46,8 @@ def test_each_objective_reaches_the_gradient(tiny_teacher: Path, tmp_path: Path)
     reader = CacheReader(tmp_path)
     student = load_student(tiny_teacher, torch.float32)
     found = [
-        gradients(DistillationModule(student, SPEC.vocabulary_size, weights), reader, [[(0,)]], 20)[1]
-        for weights in ({"sequence_ce": 1.0}, {"forward_kl": 1.0, "sequence_ce": 1.0}, {"forward_kl": 1.0})
+        gradients(DistillationModule(student, SPEC.vocabulary_size, objectives), reader, [[(0,)]], 20)[1]
+        for objectives in ((CE,), (KL, CE), (KL,))
     ]
     for name in found[0]:
         torch.testing.assert_close(found[1][name], found[0][name] + found[2][name], rtol=1e-3, atol=1e-5)
@@ -55,10 +56,10 @@ def test_each_objective_reaches_the_gradient(tiny_teacher: Path, tmp_path: Path)
 
 def test_rows_of_the_head_beyond_the_vocabulary_do_not_exist(tiny_teacher: Path, tmp_path: Path) -> None:
     make_cache(tmp_path)
-    module = DistillationModule(load_student(tiny_teacher, torch.float32), SPEC.vocabulary_size, WEIGHTS)
+    module = DistillationModule(load_student(tiny_teacher, torch.float32), SPEC.vocabulary_size, (KL, CE))
     batch = collate(CacheReader(tmp_path), [(0,)], 20)
-    before, _ = module(batch)
+    before, *_ = module(batch)
     with torch.no_grad():
         module.head_weight()[SPEC.vocabulary_size :] += 10
-    after, _ = module(batch)
+    after, *_ = module(batch)
     assert torch.equal(before, after)

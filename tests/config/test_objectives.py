@@ -1,0 +1,104 @@
+"""What the capture does not hold is refused when the file is read, with both ways out."""
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from llmdistill.config.objectives import AnyObjective, require_captured
+
+ADAPTER: TypeAdapter[AnyObjective] = TypeAdapter(AnyObjective)
+TOP_K = {"kind": "top_k", "temperatures": (2.0,), "mode": "generate", "sampling": (0.7, 1.0)}
+
+
+def check(objective: dict, **capture: object) -> None:
+    require_captured([ADAPTER.validate_python(objective)], **(TOP_K | capture))
+
+
+@pytest.mark.parametrize(
+    ("objective", "capture", "parts"),
+    [
+        (
+            {"type": "jsd", "temperature": 3.0},
+            {},
+            ["objectives.0.temperature: 3 needs", "only 1, 2 is captured", "use 1.0, or add 3 to capture.temperatures"],
+        ),
+        (
+            {"type": "forward_kl", "temperature": 2.0},
+            {"kind": "sampled"},
+            ["sampled entries are right on average at temperature 1 only", "use 1.0, or capture.kind: top_k"],
+        ),
+        (
+            {"type": "forward_kl", "tail": "ground_truth"},
+            {},
+            ["found sampling at temperature 0.7 and top_p 1", "use tail: bucket, or prompts.mode: generate"],
+        ),
+        ({"type": "forward_kl", "tail": "ground_truth"}, {"mode": "score"}, ["found score", "use tail: bucket, or"]),
+        (
+            {"type": "forward_kl", "tail": "ground_truth", "temperature": 2.0},
+            {"sampling": (1.0, 1.0)},
+            ["holds at temperature 1 only, not at 2", "use tail: bucket, or temperature 1.0"],
+        ),
+        (
+            {"type": "forward_kl", "tail": "bucket"},
+            {"kind": "head_tail"},
+            ["objectives.0.tail: head_tail entries", "leave it out, or use capture.kind: top_k"],
+        ),
+        (
+            {"type": "reverse_kl"},
+            {"kind": "sampled"},
+            ["reverse_kl is not linear", "use forward_kl, or capture.kind: head_tail or top_k"],
+        ),
+        ({"type": "hard_ce"}, {}, ["use sequence_ce, or prompts.mode: score"]),
+    ],
+)
+def test_refused(objective: dict, capture: dict, parts: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"^objectives\.0\.") as caught:
+        check(objective, **capture)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("objective", "capture"),
+    [
+        ({"type": "jsd", "temperature": 2.0}, {}),
+        ({"type": "forward_kl", "tail": "ground_truth"}, {"sampling": (1.0, 1.0)}),
+        ({"type": "forward_kl"}, {"kind": "sampled"}),
+        ({"type": "forward_kl"}, {"kind": "head_tail"}),
+        ({"type": "reverse_kl", "tail": "renormalize"}, {"kind": "head_tail"}),
+        ({"type": "hard_ce"}, {"mode": "score"}),
+        ({"type": "z_loss"}, {"kind": "sampled"}),
+    ],
+)
+def test_accepted(objective: dict, capture: dict) -> None:
+    check(objective, **capture)
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ({"type": "alpha_beta", "alpha": 0.0, "beta": 0.0}, "use 1 and 0 for the forward KL"),
+        ({"type": "jsd", "beta": 1.5}, "less than or equal to 1"),
+        ({"type": "jsd", "bta": 0.5}, "Extra inputs are not permitted"),
+        ({"type": "taid", "tail": "none"}, "'bucket' or 'renormalize'"),
+        ({"type": "reverse_kl", "tail": "ground_truth"}, "'bucket', 'renormalize' or 'none'"),
+        ({"type": "hidden_mse"}, "does not match any of the expected tags"),
+        ({"type": "sequence_ce", "schedule": {"shape": "step"}}, "'constant', 'linear' or 'cosine'"),
+    ],
+)
+def test_options_that_make_no_sense(objective: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ADAPTER.validate_python(objective)
+
+
+def test_objectives_are_frozen() -> None:
+    objective = ADAPTER.validate_python({"type": "jsd"})
+    with pytest.raises(ValidationError, match="frozen"):
+        objective.weight = 2.0  # type: ignore[misc]
+
+
+def test_no_torch() -> None:
+    code = "import sys, llmdistill.config.objectives; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
