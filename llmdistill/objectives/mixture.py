@@ -1,7 +1,7 @@
 """Several teachers as one: their distributions mixed, Σ share · p.
 
-The forward KL to a mixture differs from the weighted sum of the forward KLs to its members by a constant, so for it, and
-for top-k targets (whose ids differ), two objectives with two weights do the same. Source: Hinton et al. 2015,
+The forward KL to a mixture differs from the weighted sum of the forward KLs to its members by a constant: with top-k
+targets, whose ids differ, that sum does the same. Source: Hinton et al. 2015,
 arXiv 1503.02531, section 3.
 """
 

@@ -115,8 +115,8 @@ def forward_kl_values(
     """KL(p ‖ q) per row [R]; the one divergence that is linear in what is sampled of p, hence two more ways to it.
 
     Weighted targets give it without bias and without a policy. So does `ground_truth` on top-k targets: the kept
-    entries as they are, and the actual token with weight 1 where it is not among them. Over tokens drawn from p that adds
-    Σ_{v not kept} p_v·log(p_v/q_v), the part that is missing.
+    entries as they are, and the actual token with weight 1 where it is not among them. Over tokens drawn from p that
+    adds Σ_{v not kept} p_v·log(p_v/q_v), the part that is missing.
     """
     targets = rows.targets
     if isinstance(targets, WeightedTargets):

@@ -1,5 +1,7 @@
 """The fused form against the readable one."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -124,7 +126,7 @@ def test_splitting_the_rows_changes_nothing() -> None:
     def run(cuts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         w = weight.clone().requires_grad_()
         total = torch.zeros((), dtype=FLOAT)
-        for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+        for start, stop in itertools.pairwise(cuts):
             part = chunked_head(hidden[start:stop], w, targets.rows(start, stop), terms).total / ROWS
             part.backward()
             total += part.detach()

@@ -87,11 +87,8 @@ def test_temperature(temperature: float, value: float, norm: float, kind: str) -
 def test_softmax_of_the_tutorials() -> None:
     """Logits (6, 3, 1): (.9465, .0471, .0064) at T = 1 and (.7662, .1710, .0629) at T = 2, seen through the losses."""
     logits = torch.tensor([[6.0, 3.0, 1.0]], dtype=FLOAT)
-    found = [
-        -row_values(logits, dense(logits, actual=[i]), [term("sequence_ce")]).exp().reciprocal().item()
-        for i in range(3)
-    ]
-    assert [round(-value, 4) for value in found] == [0.9465, 0.0471, 0.0064]
+    losses = [row_values(logits, dense(logits, actual=[i]), [term("sequence_ce")]).item() for i in range(3)]
+    assert [round(math.exp(-loss), 4) for loss in losses] == [0.9465, 0.0471, 0.0064]
     point = torch.tensor([[0.0, -torch.inf, -torch.inf]], dtype=FLOAT)
     value = row_values(logits, dense(point), [term("forward_kl", temperature=2.0)]).item() / 4
     assert math.exp(-value) == pytest.approx(0.7662, abs=6e-5)
