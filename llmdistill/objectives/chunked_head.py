@@ -50,6 +50,7 @@ class _Plan:
 
     targets: TeacherTargets
     terms: tuple[Term, ...]
+    vocabulary_size: int
     chunk_rows: int
     group_rows: int
     measure: bool
@@ -79,13 +80,14 @@ def chunked_head(
         group_rows: rows whose logit gradients exist at one time; by default what `GROUP_BYTES` holds.
 
     """
-    weight_VD = weight_VD[:vocabulary_size]
+    vocabulary_size = len(weight_VD) if vocabulary_size is None else vocabulary_size
     chunk_bytes = CHUNK_BYTES.get(weight_VD.device.type, CHUNK_BYTES["cuda"])
     plan = _Plan(
         targets,
         tuple(terms),
-        chunk_rows or max(chunk_bytes // (4 * len(weight_VD)), 1),
-        group_rows or max(GROUP_BYTES // (weight_VD.element_size() * len(weight_VD)), 1),
+        vocabulary_size,
+        chunk_rows or max(chunk_bytes // (4 * vocabulary_size), 1),
+        group_rows or max(GROUP_BYTES // (weight_VD.element_size() * vocabulary_size), 1),
         measure_gradients,
     )
     total, values, squares = _ChunkedHead.apply(hidden_RD, weight_VD, plan)
@@ -95,8 +97,9 @@ def chunked_head(
 class _ChunkedHead(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_RD: torch.Tensor, weight_VD: torch.Tensor, plan: _Plan
+        ctx: Any, hidden_RD: torch.Tensor, padded_VD: torch.Tensor, plan: _Plan
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        weight_VD = padded_VD[: plan.vocabulary_size]
         accumulate = torch.promote_types(weight_VD.dtype, torch.float32)
         factors = torch.tensor([term.weight for term in plan.terms], dtype=accumulate, device=hidden_RD.device)
         sums = factors.new_zeros(2, len(factors))
@@ -114,18 +117,34 @@ class _ChunkedHead(torch.autograd.Function):
             sums += group_sums
             grad_hidden_RD[group] = grad_logits_RV @ weight_VD
             grad_group_VD = grad_logits_RV.T @ hidden_RD[group]
-            # Several groups are summed in float32; one alone needs no copy.
-            grad_weight_VD = grad_group_VD if grad_weight_VD is None else grad_weight_VD.to(accumulate) + grad_group_VD
+            if grad_weight_VD is None:
+                grad_weight_VD = grad_group_VD
+            else:  # Several groups are summed in float32; one alone needs no copy.
+                grad_weight_VD = grad_weight_VD.to(accumulate).add_(grad_group_VD)
+            del grad_group_VD, grad_logits_RV
         assert grad_weight_VD is not None
-        ctx.save_for_backward(grad_hidden_RD, grad_weight_VD.to(weight_VD.dtype))
+        ctx.gradients = grad_hidden_RD, _padded(grad_weight_VD, padded_VD)
         values, squares = sums[0], sums[1]
         ctx.mark_non_differentiable(values, squares)
         return (values * factors).sum(), values, squares
 
     @staticmethod
     def backward(ctx: Any, grad_total: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        grad_hidden_RD, grad_weight_VD = ctx.saved_tensors
-        return grad_total * grad_hidden_RD, grad_total * grad_weight_VD, None
+        # Scaled in place, since a second tensor as large as the head would be the peak of a step.
+        if ctx.gradients is None:
+            raise RuntimeError("the chunked head can be differentiated once; call it again for a second backward pass")
+        (grad_hidden_RD, grad_weight_VD), ctx.gradients = ctx.gradients, None
+        return grad_hidden_RD.mul_(grad_total), grad_weight_VD.mul_(grad_total), None
+
+
+def _padded(grad_VD: torch.Tensor, like_VD: torch.Tensor) -> torch.Tensor:
+    """A gradient of the real vocabulary's rows as one of the whole head, in its precision."""
+    if len(grad_VD) == len(like_VD):
+        return grad_VD.to(like_VD.dtype)
+    padded_VD = torch.empty_like(like_VD)
+    padded_VD[: len(grad_VD)] = grad_VD
+    padded_VD[len(grad_VD) :] = 0
+    return padded_VD
 
 
 def _logit_gradients(

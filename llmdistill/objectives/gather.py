@@ -40,7 +40,7 @@ class _GatherAndRest(torch.autograd.Function):
         largest_R1 = rest_RV.amax(dim=1, keepdim=True).to(gathered_RG.dtype)
         # Where nothing is left the maximum is -inf, and -inf - (-inf) would be NaN.
         largest_R1 = torch.where(largest_R1 == -torch.inf, 0, largest_R1)
-        exps_RV = rest_RV - largest_R1  # in the precision of `largest_R1`
+        exps_RV = rest_RV.to(gathered_RG.dtype, copy=rest_RV is logits_RV).sub_(largest_R1)
         if temperature != 1.0:
             exps_RV.div_(temperature)
         sums_R = exps_RV.exp_().sum(dim=1)
