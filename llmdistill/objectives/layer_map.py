@@ -1,7 +1,7 @@
 """Which student layer learns from which teacher layer.
 
-Layers are counted as in transformers' `hidden_states`: 0 is the embeddings, l the output of block l. The last, unlike all
-others, comes after the final norm, so it may only be paired with the last. Attention maps have no entry for the
+Layers are counted as in transformers' `hidden_states`: 0 is the embeddings, l the output of block l. The last, unlike
+all others, comes after the final norm, so it may only be paired with the last. Attention maps have no entry for the
 embeddings: that of block l is `attentions[l - 1]`.
 """
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import torch
 
 from llmdistill.cache.reader import CacheReader
-from llmdistill.config.objectives import ForwardKLConfig, SequenceCEConfig
+from llmdistill.config.objectives import ForwardKLConfig, ScheduleConfig, SequenceCEConfig
 from llmdistill.student.creation import load_student
 from llmdistill.trainer.data import collate
 from llmdistill.trainer.model import DistillationModule
@@ -63,3 +63,15 @@ def test_rows_of_the_head_beyond_the_vocabulary_do_not_exist(tiny_teacher: Path,
         module.head_weight()[SPEC.vocabulary_size :] += 10
     after, *_ = module(batch)
     assert torch.equal(before, after)
+
+
+def test_schedules_follow_the_progress_and_gradients_are_measured(tiny_teacher: Path, tmp_path: Path) -> None:
+    make_cache(tmp_path)
+    fading = CE.model_copy(update={"weight": 1.0, "schedule": ScheduleConfig(start=1.0, end=0.0)})
+    module = DistillationModule(load_student(tiny_teacher, torch.float32), SPEC.vocabulary_size, (KL, fading))
+    batch = collate(CacheReader(tmp_path), [(0,)], 20)
+    for progress, weight in ((0.0, 1.0), (0.25, 0.75), (1.0, 0.0)):
+        total, values, squares = module(batch, progress, True)
+        torch.testing.assert_close(total, 0.9 * values[0] + weight * values[1])
+        assert squares.min() > 0
+    assert module(batch, 0.0)[2].tolist() == [0.0, 0.0]
