@@ -5,9 +5,9 @@ Here a chunk's logits are made, its objectives and their gradients are computed 
 backward pass only scales the gradients that are already there. That works because the total is a linear function of
 values per row: each chunk's gradient depends on nothing outside the chunk.
 
-Two sizes: a *chunk* is what the float32 arithmetic sees at once (small, to stay in a CPU's cache), and a *group* of
-chunks shares one matrix product for the head's gradient (large, since adding up a gradient as big as the head costs as
-much as the product itself).
+Two sizes: a *group* of rows shares its matrix products (large, because each of them reads or writes the whole head), and
+a *chunk* of a group is what the float32 arithmetic sees at once (small, to stay in a CPU's cache). A group's gradients
+by the logits are written over its logits.
 
 The readable form of the same is `row_sums(hidden_RD @ weight_VD.T, …)` in `total.py`; tests hold one against the other.
 """
@@ -28,7 +28,7 @@ CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 """Size of a chunk's float32 logits, by type of device."""
 
 GROUP_BYTES = 256 * 2**20
-"""Size of a group's logit gradients, in the precision of the head."""
+"""Size of a group's logits, in the precision of the head."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def chunked_head(
         vocabulary_size: the real vocabulary; the head's rows beyond it take no part and get gradient 0. None: all.
         measure_gradients: fill `HeadSums.squared_gradients`; costs one more pass over the logits per term.
         chunk_rows: rows whose float32 logits exist at one time; by default what `CHUNK_BYTES` holds.
-        group_rows: rows whose logit gradients exist at one time; by default what `GROUP_BYTES` holds.
+        group_rows: rows whose logits exist at one time in the head's precision; by default what `GROUP_BYTES` holds.
 
     """
     vocabulary_size = len(weight_VD) if vocabulary_size is None else vocabulary_size
@@ -104,26 +104,25 @@ class _ChunkedHead(torch.autograd.Function):
         factors = torch.tensor([term.weight for term in plan.terms], dtype=accumulate, device=hidden_RD.device)
         sums = factors.new_zeros(2, len(factors))
         if not any(ctx.needs_input_grad[:2]) and not plan.measure:
-            for start in range(0, len(hidden_RD), plan.chunk_rows):
-                chunk = slice(start, start + plan.chunk_rows)
-                logits_RV = hidden_RD[chunk] @ weight_VD.T
-                sums[0] += row_sums(logits_RV, plan.targets.rows(chunk.start, chunk.stop), plan.terms)
+            for first in range(0, len(hidden_RD), plan.group_rows):
+                logits_RV = hidden_RD[first : first + plan.group_rows] @ weight_VD.T
+                for start in range(0, len(logits_RV), plan.chunk_rows):
+                    stop = min(start + plan.chunk_rows, len(logits_RV))
+                    sums[0] += row_sums(
+                        logits_RV[start:stop], plan.targets.rows(first + start, first + stop), plan.terms
+                    )
             return (sums[0] * factors).sum(), sums[0], sums[1]
         grad_hidden_RD = torch.empty_like(hidden_RD)
-        grad_weight_VD = torch.zeros_like(weight_VD) if not len(hidden_RD) else None
+        grad_padded_VD = torch.zeros_like(padded_VD)
         for first in range(0, len(hidden_RD), plan.group_rows):
             group = slice(first, min(first + plan.group_rows, len(hidden_RD)))
-            grad_logits_RV, group_sums = _logit_gradients(hidden_RD[group], weight_VD, plan, first, factors)
-            sums += group_sums
-            grad_hidden_RD[group] = grad_logits_RV @ weight_VD
-            grad_group_VD = grad_logits_RV.T @ hidden_RD[group]
-            if grad_weight_VD is None:
-                grad_weight_VD = grad_group_VD
-            else:  # Several groups are summed in float32; one alone needs no copy.
-                grad_weight_VD = grad_weight_VD.to(accumulate).add_(grad_group_VD)
-            del grad_group_VD, grad_logits_RV
-        assert grad_weight_VD is not None
-        ctx.gradients = grad_hidden_RD, _padded(grad_weight_VD, padded_VD)
+            logits_RV = hidden_RD[group] @ weight_VD.T
+            sums += _logits_to_gradients(logits_RV, plan, first, factors)
+            torch.mm(logits_RV, weight_VD, out=grad_hidden_RD[group])
+            # The product is added in float32 and rounded once a group. A float32 sum would double the peak.
+            grad_padded_VD[: plan.vocabulary_size].addmm_(logits_RV.T, hidden_RD[group])
+            del logits_RV
+        ctx.gradients = grad_hidden_RD, grad_padded_VD
         values, squares = sums[0], sums[1]
         ctx.mark_non_differentiable(values, squares)
         return (values * factors).sum(), values, squares
@@ -137,42 +136,28 @@ class _ChunkedHead(torch.autograd.Function):
         return grad_hidden_RD.mul_(grad_total), grad_weight_VD.mul_(grad_total), None
 
 
-def _padded(grad_VD: torch.Tensor, like_VD: torch.Tensor) -> torch.Tensor:
-    """A gradient of the real vocabulary's rows as one of the whole head, in its precision."""
-    if len(grad_VD) == len(like_VD):
-        return grad_VD.to(like_VD.dtype)
-    padded_VD = torch.empty_like(like_VD)
-    padded_VD[: len(grad_VD)] = grad_VD
-    padded_VD[len(grad_VD) :] = 0
-    return padded_VD
-
-
-def _logit_gradients(
-    hidden_RD: torch.Tensor, weight_VD: torch.Tensor, plan: _Plan, first: int, factors: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradient of the weighted total by the logits [R, V], in the head's precision, and the sums [2, len(terms)].
+def _logits_to_gradients(logits_RV: torch.Tensor, plan: _Plan, first: int, factors: torch.Tensor) -> torch.Tensor:
+    """Write the gradient of the weighted total over the logits, and return the sums [2, len(terms)].
 
     Args:
-        hidden_RD: the rows first … first + R - 1.
-        weight_VD: the head.
-        plan: the rest.
+        logits_RV: of the rows first … first + R - 1; holds the gradients afterwards.
+        plan: targets and terms.
         first: number of the first row.
         factors: the weights.
 
     """
-    grad_logits_RV = weight_VD.new_empty(len(hidden_RD), len(weight_VD))
     sums = factors.new_zeros(2, len(factors))
-    for start in range(0, len(hidden_RD), plan.chunk_rows):
-        stop = min(start + plan.chunk_rows, len(hidden_RD))
+    for start in range(0, len(logits_RV), plan.chunk_rows):
+        stop = min(start + plan.chunk_rows, len(logits_RV))
         with torch.enable_grad():
-            logits_RV = (hidden_RD[start:stop].detach() @ weight_VD.detach().T).requires_grad_()
-            chunk_sums = row_sums(logits_RV, plan.targets.rows(first + start, first + stop), plan.terms)
+            chunk_RV = logits_RV[start:stop].detach().requires_grad_()
+            chunk_sums = row_sums(chunk_RV, plan.targets.rows(first + start, first + stop), plan.terms)
             chunk_total = (chunk_sums * factors).sum()
         sums[0] += chunk_sums.detach()
         if plan.measure:
-            sums[1] += _squared_gradients(chunk_sums, logits_RV)
-        (grad_logits_RV[start:stop],) = torch.autograd.grad(chunk_total, logits_RV)
-    return grad_logits_RV, sums
+            sums[1] += _squared_gradients(chunk_sums, chunk_RV)
+        logits_RV[start:stop] = torch.autograd.grad(chunk_total, chunk_RV)[0]
+    return sums
 
 
 def _squared_gradients(chunk_sums: torch.Tensor, logits_RV: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Beside public implementations: equal where they are right, and why where they differ.
 
-trl and liger-kernel are no dependencies; without them their tests are skipped (`pip install --no-deps trl liger-kernel`).
+trl and liger-kernel are no dependencies; without them their tests are skipped.
+To run them: `pip install --no-deps trl liger-kernel`.
 """
 
 from collections.abc import Callable
