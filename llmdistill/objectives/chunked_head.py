@@ -5,9 +5,9 @@ Here a chunk's logits are made, its objectives and their gradients are computed 
 backward pass only scales the gradients that are already there. That works because the total is a linear function of
 values per row: each chunk's gradient depends on nothing outside the chunk.
 
-Two sizes: a *group* of rows shares its matrix products (large, because each of them reads or writes the whole head), and
-a *chunk* of a group is what the float32 arithmetic sees at once (small, to stay in a CPU's cache). A group's gradients
-by the logits are written over its logits.
+Two sizes: a *group* of rows shares its matrix products (large, because each of them reads or writes the whole head),
+and a *chunk* of a group is what the float32 arithmetic sees at once (small, to stay in a CPU's cache). The gradients by a
+group's logits are written over these.
 
 The readable form of the same is `row_sums(hidden_RD @ weight_VD.T, …)` in `total.py`; tests hold one against the other.
 """
@@ -113,14 +113,15 @@ class _ChunkedHead(torch.autograd.Function):
                     )
             return (sums[0] * factors).sum(), sums[0], sums[1]
         grad_hidden_RD = torch.empty_like(hidden_RD)
-        grad_padded_VD = torch.zeros_like(padded_VD)
+        grad_padded_VD = torch.zeros_like(padded_VD) if ctx.needs_input_grad[1] else None
         for first in range(0, len(hidden_RD), plan.group_rows):
             group = slice(first, min(first + plan.group_rows, len(hidden_RD)))
             logits_RV = hidden_RD[group] @ weight_VD.T
             sums += _logits_to_gradients(logits_RV, plan, first, factors)
             torch.mm(logits_RV, weight_VD, out=grad_hidden_RD[group])
-            # The product is added in float32 and rounded once a group. A float32 sum would double the peak.
-            grad_padded_VD[: plan.vocabulary_size].addmm_(logits_RV.T, hidden_RD[group])
+            if grad_padded_VD is not None:
+                # The product is added in float32 and rounded once a group. A float32 sum would double the peak.
+                grad_padded_VD[: plan.vocabulary_size].addmm_(logits_RV.T, hidden_RD[group])
             del logits_RV
         ctx.gradients = grad_hidden_RD, grad_padded_VD
         values, squares = sums[0], sums[1]
@@ -133,7 +134,11 @@ class _ChunkedHead(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("the chunked head can be differentiated once; call it again for a second backward pass")
         (grad_hidden_RD, grad_weight_VD), ctx.gradients = ctx.gradients, None
-        return grad_hidden_RD.mul_(grad_total), grad_weight_VD.mul_(grad_total), None
+        return (
+            grad_hidden_RD.mul_(grad_total),
+            None if grad_weight_VD is None else grad_weight_VD.mul_(grad_total),
+            None,
+        )
 
 
 def _logits_to_gradients(logits_RV: torch.Tensor, plan: _Plan, first: int, factors: torch.Tensor) -> torch.Tensor:
