@@ -6,8 +6,8 @@ backward pass only scales the gradients that are already there. That works becau
 values per row: each chunk's gradient depends on nothing outside the chunk.
 
 Two sizes: a *group* of rows shares its matrix products (large, because each of them reads or writes the whole head),
-and a *chunk* of a group is what the float32 arithmetic sees at once (small, to stay in a CPU's cache). The gradients by a
-group's logits are written over these.
+and a *chunk* of a group is what the float32 arithmetic sees at once (small, to stay in a CPU's cache). The gradients
+by a group's logits are written over these.
 
 The readable form of the same is `row_sums(hidden_RD @ weight_VD.T, …)` in `total.py`; tests hold one against the other.
 """
