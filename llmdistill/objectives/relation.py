@@ -49,4 +49,5 @@ def _log_relations(vectors_BTD: torch.Tensor, segments_BT: torch.Tensor, heads: 
     scores_BHTT = split_BHTd @ split_BHTd.transpose(2, 3) / (width // heads) ** 0.5
     together_BTT = segments_BT.unsqueeze(2) == segments_BT.unsqueeze(1)
     # A finite stand-in for -inf: other records get probability 0, and 0 · (a - a) stays 0.
-    return scores_BHTT.masked_fill(~together_BTT.unsqueeze(1), -1e4).log_softmax(dim=3)
+    relations_BHTT: torch.Tensor = scores_BHTT.masked_fill(~together_BTT.unsqueeze(1), -1e4).log_softmax(dim=3)
+    return relations_BHTT

@@ -100,5 +100,5 @@ def update_ema(average: nn.Module, student: nn.Module, decay: float) -> None:
     """
     for kept, current in zip(average.parameters(), student.parameters(), strict=True):
         kept.lerp_(current.to(kept.dtype), 1 - decay)
-    for kept, current in zip(average.buffers(), student.buffers(), strict=True):
-        kept.copy_(current)
+    for kept_buffer, buffer in zip(average.buffers(), student.buffers(), strict=True):
+        kept_buffer.copy_(buffer)
