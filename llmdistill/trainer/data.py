@@ -114,7 +114,7 @@ def read_ahead(
     """The steps first … len(plan) - 1 of one rank, each read while the one before is computed."""
 
     def load(number: int) -> Step:
-        everyone = [record for members in plan.step(number) for record in members]
+        everyone = plan.step_records(number)
         batches = plan.micro_batches(number, rank, num_ranks, micro_batch_size)
         return Step(
             number,
