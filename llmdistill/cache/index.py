@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save
 
 from llmdistill.cache.schema import FORMAT, SHARD_SUFFIX, VERSION
 from llmdistill.cache.shard_file import ShardFile
@@ -17,6 +18,8 @@ from llmdistill.errors import DataError
 from llmdistill.types import CaptureSpec
 
 INDEX = "index.json"
+KEYS = "index.keys.safetensors"
+"""Keys of each shard, uint8 [S, 16] under its name: says which records a damaged shard held."""
 
 
 def shard_folder(cache: Path | str) -> Path | str:
@@ -86,14 +89,15 @@ def write_index(cache: Path | str) -> dict[str, object]:
     Raises:
         DataError: there is no shard, or one is damaged.
     """
-    spec, summaries, keys = None, [], []
+    spec: CaptureSpec | None = None
+    summaries, keys = [], {}
     for shard in open_shards(cache):
         spec = shard.spec
         summaries.append(shard.summary)
-        keys.append(shard.stored("keys"))
+        keys[shard.path.name] = shard.stored("keys")
     if spec is None:
         raise DataError("the cache holds no shard", where=str(cache), fix="run `llmdistill generate` first")
-    distinct = len(np.unique(np.concatenate(keys), axis=0))
+    distinct = len(np.unique(np.concatenate(list(keys.values())), axis=0))
     index: dict[str, object] = {
         "format": FORMAT,
         "version": VERSION,
@@ -104,7 +108,9 @@ def write_index(cache: Path | str) -> dict[str, object]:
         "bytes": sum(shard.bytes for shard in summaries),
         "shards": [asdict(shard) for shard in summaries],
     }
-    open_storage(cache).put(INDEX, (json.dumps(index, indent=1) + "\n").encode())
+    storage = open_storage(cache)
+    storage.put(KEYS, save(keys))
+    storage.put(INDEX, (json.dumps(index, indent=1) + "\n").encode())
     return index
 
 

@@ -122,7 +122,7 @@ def _counts(spec: CaptureSpec, **counts: np.ndarray) -> dict[str, np.ndarray]:
 
 def segment_sums(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Sums of consecutive segments of `values`; a segment of length 0 sums to 0."""
-    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    bounds = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     running = np.concatenate([[0], np.cumsum(values)])
     return running[bounds[1:]] - running[bounds[:-1]]
 

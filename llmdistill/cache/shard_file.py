@@ -88,6 +88,11 @@ class ShardFile:
         """Names that `source_ids` count."""
         return list(json.loads(self.metadata["sources"]))
 
+    @property
+    def tensor_names(self) -> list[str]:
+        """Names of all tensors in the file."""
+        return list(self._tensors)
+
     def stored(self, name: str) -> np.ndarray:
         """A tensor as it lies in the file."""
         dtype, shape, offset = self._tensors[name]

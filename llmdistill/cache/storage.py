@@ -34,14 +34,11 @@ class Storage(Protocol):
     def put(self, name: str, payload: bytes) -> None:
         """Commit a file: afterwards the name stands for all of it, before for nothing of it."""
 
-    def delete(self, name: str) -> None:
-        """Remove a file if it is there."""
+    def set_aside(self, name: str) -> None:
+        """Move a damaged file into the folder `damaged` beside this one, if it is there."""
 
     def remove_leftovers(self) -> None:
         """Remove what writers that died have left behind."""
-
-    def folder(self, name: str) -> Storage:
-        """A folder within."""
 
 
 class LocalStorage:
@@ -72,19 +69,18 @@ class LocalStorage:
         """See `Storage`."""
         commit_bytes(self._path / name, payload)
 
-    def delete(self, name: str) -> None:
+    def set_aside(self, name: str) -> None:
         """See `Storage`."""
-        (self._path / name).unlink(missing_ok=True)
+        aside = self._path.parent / "damaged"
+        aside.mkdir(parents=True, exist_ok=True)
+        if (self._path / name).exists():
+            (self._path / name).rename(aside / name)
 
     def remove_leftovers(self) -> None:
         """See `Storage`."""
         for leftover in self._path.glob(".*~*~*~*~.tmp"):
             if not _may_be_written(leftover):
                 leftover.unlink(missing_ok=True)
-
-    def folder(self, name: str) -> LocalStorage:
-        """See `Storage`."""
-        return LocalStorage(self._path / name)
 
 
 def open_storage(address: Path | str) -> Storage:

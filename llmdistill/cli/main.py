@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from llmdistill import __version__
+from llmdistill.cli.cache import cache
 from llmdistill.errors import LLMDistillError
 
 
@@ -24,6 +25,9 @@ def cli(context: click.Context, debug: bool) -> None:
     configuration or the call is wrong, 3 when data or a cache is damaged, 4 when the cluster cannot give what was asked.
     """
     context.obj = {"debug": debug}
+
+
+cli.add_command(cache)
 
 
 def _stage_command(name: str, help_text: str) -> None:
