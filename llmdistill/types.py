@@ -140,10 +140,12 @@ class Record:
     def __post_init__(self) -> None:
         rows = int(self.supervised_N.sum())
         assert len(self.key) == RECORD_KEY_BYTES
-        assert self.token_ids_N.shape == self.supervised_N.shape and not self.supervised_N[:1].any()
+        assert self.token_ids_N.shape == self.supervised_N.shape
+        assert not self.supervised_N[:1].any()
         assert self.rows.actual_logprobs_R.shape == (rows,)
         if isinstance(self.rows, TopKRows):
-            assert self.rows.ids_RK.shape == self.rows.logprobs_RK.shape and len(self.rows.ids_RK) == rows
+            assert self.rows.ids_RK.shape == self.rows.logprobs_RK.shape
+            assert len(self.rows.ids_RK) == rows
         elif isinstance(self.rows, SampledRows):
             assert self.rows.entries_R.shape == (rows,)
             assert self.rows.ids_E.shape == self.rows.counts_E.shape == (self.rows.entries_R.sum(),)

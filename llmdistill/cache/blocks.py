@@ -8,6 +8,7 @@ second ones, …), and `Column.delta` columns are replaced by their differences 
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import numpy as np
@@ -31,12 +32,9 @@ def block_bounds(row_offsets: np.ndarray) -> np.ndarray:
 
 
 def compress_column(column: Column, values: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Frames uint8 [bytes] and their bounds int64 [B + 1]; `bounds` are indices of the first axis at which blocks start."""
+    """Frames uint8 [bytes] and their bounds int64 [B + 1]; `bounds` are the indices at which blocks start."""
     compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False)
-    frames = [
-        compressor.compress(_rearrange(column, values[start:stop]))
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
-    ]
+    frames = [compressor.compress(_rearrange(column, values[start:stop])) for start, stop in itertools.pairwise(bounds)]
     offsets = np.concatenate([[0], np.cumsum([len(frame) for frame in frames])]).astype(np.int64)
     return np.frombuffer(b"".join(frames), np.uint8), offsets
 

@@ -44,7 +44,7 @@ def packed_size(count: int, width: int) -> int:
 
 
 def pack_fields(values: np.ndarray, width: int) -> np.ndarray:
-    """Pack values [..., n] below 2^width, width 0, 1, 2, 4 or 8, into uint8 [..., ceil(n·width/8)], lowest bits first."""
+    """Pack values [..., n] below 2^width, width 0, 1, 2, 4 or 8, into uint8 [..., ceil(n·width/8)], lowest first."""
     if width == 0:
         return np.zeros((*values.shape[:-1], 0), np.uint8)
     values = values.astype(np.uint8)
@@ -65,7 +65,9 @@ def unpack_fields(packed: np.ndarray, width: int, start: int, count: int) -> np.
         return packed[start : start + count] if width else np.zeros(count, np.uint8)
     per_byte = 8 // width
     shifts = np.arange(per_byte, dtype=np.uint8) * np.uint8(width)
-    fields = (packed[start // per_byte : packed_size(start + count, width), None] >> shifts) & np.uint8((1 << width) - 1)
+    fields = (packed[start // per_byte : packed_size(start + count, width), None] >> shifts) & np.uint8(
+        (1 << width) - 1
+    )
     return fields.reshape(-1)[start % per_byte : start % per_byte + count]
 
 
@@ -84,7 +86,7 @@ def encode_ids(ids: np.ndarray, vocabulary_size: int) -> tuple[np.ndarray, np.nd
 
 
 def decode_ids(low: torch.Tensor, high: torch.Tensor, vocabulary_size: int) -> torch.Tensor:
-    """The inverse of `encode_ids`: int64 [..., K], on the device of the inputs; `low` holds uint16 or its bits as int16."""
+    """The inverse of `encode_ids`: int64 [..., K], on its device; `low` holds uint16 or its bits as int16."""
     ids = low.view(torch.uint16).to(torch.int64)
     width = high_bits(vocabulary_size)
     if width == 0:
@@ -145,7 +147,7 @@ def table(format: str, device: torch.device) -> torch.Tensor:
 
 
 def dequantise(stored: torch.Tensor, format: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities float32 [..., K] as stored (codes one an element), and their probabilities, not yet rescaled."""
+    """Log-probabilities float32 [..., K] of stored ones (a code an element), and their probabilities; not rescaled."""
     if format == "f16":
         logprobs = stored.to(torch.float32)
         return logprobs, logprobs.exp()

@@ -8,7 +8,8 @@ One row a record. Lists are per token, per row and per entry; nested lists follo
     (draws of the sampled kinds)
 
 The capture spec and the engine's version lie in the schema's metadata. Log-probabilities are the decoded ones, so a
-round trip keeps ids, counts and tokens exactly and log-probabilities within the codec's error. Hidden states stay behind.
+round trip keeps ids, counts and tokens exactly and log-probabilities within the codec's error. Hidden states are not
+taken along.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ def to_parquet(cache: Path | str, file: Path) -> int:
     return len(reader)
 
 
-def from_parquet(file: Path, cache: Path | str, compression: Compression = "none", records_per_shard: int = 1024) -> int:
+def from_parquet(
+    file: Path, cache: Path | str, compression: Compression = "none", records_per_shard: int = 1024
+) -> int:
     """Make a cache of a file that `to_parquet` (or a tool that follows its schema) wrote.
 
     Returns:
@@ -71,7 +74,9 @@ def from_parquet(file: Path, cache: Path | str, compression: Compression = "none
     parquet = pq.ParquetFile(file)
     metadata = parquet.schema_arrow.metadata or {}
     if _SPEC not in metadata:
-        raise DataError("holds no capture spec", where=str(file), fix=f"write {_SPEC.decode()} into the schema's metadata")
+        raise DataError(
+            "holds no capture spec", where=str(file), fix=f"write {_SPEC.decode()} into the schema's metadata"
+        )
     spec = CaptureSpec(**json.loads(metadata[_SPEC]))
     engine = metadata.get(_ENGINE, b"unknown").decode()
     total = 0

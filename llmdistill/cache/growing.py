@@ -44,9 +44,9 @@ class GrowingCache:
         """
         for segment in list(self.segments):
             yield CacheReader(self._cache, segment)
-        while (segment := self._next(min_shards, poll_seconds, timeout_seconds)) is not None:
-            self.segments.append(segment)
-            yield CacheReader(self._cache, segment)
+        while (fresh := self._next(min_shards, poll_seconds, timeout_seconds)) is not None:
+            self.segments.append(fresh)
+            yield CacheReader(self._cache, fresh)
 
     def _next(self, min_shards: int, poll_seconds: float, timeout_seconds: float) -> list[str] | None:
         taken = {name for segment in self.segments for name in segment}

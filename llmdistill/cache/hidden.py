@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,10 +50,10 @@ def write_sidecar(shards: Path | str, name: str, records: Sequence[Record], spec
         DataError: the file system refuses.
     """
     states = [record.hidden_LRD for record in records]
-    for record, state in zip(records, states, strict=True):
-        rows = len(record.rows.actual_logprobs_R)
-        if state is None or state.ndim != 3 or state.shape[:2] != (len(spec.hidden_layers), rows):
-            raise ValueError(f"hidden states must be [{len(spec.hidden_layers)} layers, {rows} rows, width]")
+    rows = [len(record.rows.actual_logprobs_R) for record in records]
+    for count, state in zip(rows, states, strict=True):
+        if state is None or state.ndim != 3 or state.shape[:2] != (len(spec.hidden_layers), count):
+            raise ValueError(f"hidden states must be [{len(spec.hidden_layers)} layers, {count} rows, width]")
         if not np.isfinite(state).all():
             raise ValueError("a hidden state is not finite")
     every_LRD = torch.from_numpy(np.concatenate([state for state in states if state is not None], axis=1))
@@ -62,7 +63,6 @@ def write_sidecar(shards: Path | str, name: str, records: Sequence[Record], spec
             tensors[f"hidden.{layer}"], tensors[f"scales.{layer}"] = quantise(hidden_RD)
         else:
             tensors[f"hidden.{layer}"] = hidden_RD.to(torch.bfloat16)
-    rows = [len(record.rows.actual_logprobs_R) for record in records]
     put_sidecar(shards, name, [record.key for record in records], rows, tensors)
 
 
@@ -89,14 +89,16 @@ class SidecarFile:
     def __init__(self, shards: Path | str, name: str) -> None:
         self.path = open_storage(hidden_folder(shards)).local(name)
         try:
-            self._file = safe_open(str(self.path), framework="pt")
+            self._file: Any = safe_open(str(self.path), framework="pt")
             self._metadata = self._file.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise damaged(f"the sidecar cannot be read: {error}", self.path) from None
         if self._metadata.get("format") != f"{FORMAT}-hidden" or self._metadata.get("version") != VERSION:
             raise damaged(f"this is not a sidecar of version {VERSION}", self.path)
         self.row_offsets: np.ndarray = self._file.get_tensor("row_offsets").numpy()
-        self.tensor_names: list[str] = [key for key in self._file.keys() if key.partition(".")[0] in ("hidden", "scales")]
+        self.tensor_names: list[str] = [
+            key for key in self._file.keys() if key.partition(".")[0] in ("hidden", "scales")
+        ]
 
     def stored(self, position: int) -> dict[str, torch.Tensor]:
         """A record's part of every tensor, as stored."""
@@ -116,7 +118,7 @@ class SidecarFile:
 
     def faults(self, shard: ShardFile) -> list[str]:
         """What is wrong with the contents, in words."""
-        stored = {key: self._file.get_tensor(key) for key in self._file.keys()}
+        stored = {key: self._file.get_tensor(key) for key in list(self._file.keys())}
         if _checksum(stored) != self._metadata.get("checksum"):
             return ["the sidecar's checksum differs"]
         if not np.array_equal(stored["keys"].numpy(), shard.stored("keys")):

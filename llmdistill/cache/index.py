@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -83,7 +84,7 @@ def require_same_spec(found: CaptureSpec, asked: CaptureSpec, where: str) -> Non
     )
 
 
-def write_index(cache: Path | str) -> dict[str, object]:
+def write_index(cache: Path | str) -> dict[str, Any]:
     """Make index.json from the shards' headers; that it is there says that the cache is complete.
 
     Raises:
@@ -98,7 +99,7 @@ def write_index(cache: Path | str) -> dict[str, object]:
     if spec is None:
         raise DataError("the cache holds no shard", where=str(cache), fix="run `llmdistill generate` first")
     distinct = len(np.unique(np.concatenate(list(keys.values())), axis=0))
-    index: dict[str, object] = {
+    index: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "spec": asdict(spec),
@@ -114,7 +115,7 @@ def write_index(cache: Path | str) -> dict[str, object]:
     return index
 
 
-def read_index(cache: Path | str) -> dict[str, object] | None:
+def read_index(cache: Path | str) -> dict[str, Any] | None:
     """index.json, or None where there is none or it cannot be read (it can be made again)."""
     storage = open_storage(cache)
     if storage.size(INDEX) < 0:

@@ -166,7 +166,9 @@ def assemble(records: Sequence[StoredParts], spec: CaptureSpec, sources: Sequenc
         if column.per == "bound":
             tensors[column.name] = np.concatenate([[0], np.cumsum(lengths[column.name], dtype=np.int64)])
         elif column.name == "keys":
-            tensors["keys"] = np.frombuffer(b"".join(record.key for record in records), np.uint8).reshape(len(records), -1)
+            tensors["keys"] = np.frombuffer(b"".join(record.key for record in records), np.uint8).reshape(
+                len(records), -1
+            )
         elif column.name == "source_ids":
             tensors["source_ids"] = np.array([sources.index(record.source) for record in records], np.uint16)
         elif column.per == "record":

@@ -12,6 +12,7 @@ Nothing here loops over records: 10^8 of them are planned in well under a minute
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left, insort
 from dataclasses import dataclass
 
@@ -202,7 +203,9 @@ class StepPlan:
         start, stop = (min((number + i) * self.sequences_per_step, last) for i in (0, 1))
         return self.records[self.bounds[start] : self.bounds[stop]]
 
-    def micro_batches(self, number: int, rank: int, num_ranks: int, micro_batch_size: int) -> list[list[tuple[int, ...]]]:
+    def micro_batches(
+        self, number: int, rank: int, num_ranks: int, micro_batch_size: int
+    ) -> list[list[tuple[int, ...]]]:
         """What a rank computes of a step: its micro-batches, each a list of `micro_batch_size` sequences."""
         first = number * self.sequences_per_step
         mine = [self.sequence(index) for index in range(first + rank, first + self.sequences_per_step, num_ranks)]
@@ -259,8 +262,8 @@ def plan_steps(
 def _windows(bounds: np.ndarray) -> list[tuple[int, int]]:
     """The windows of an order, cut into equal parts of at most `PACK_WINDOW` records."""
     found = []
-    for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+    for start, stop in itertools.pairwise(bounds.tolist()):
         parts = max(-(-(stop - start) // PACK_WINDOW), 1)
         cuts = np.linspace(start, stop, parts + 1).astype(int).tolist()
-        found += list(zip(cuts[:-1], cuts[1:], strict=True))
+        found += list(itertools.pairwise(cuts))
     return found

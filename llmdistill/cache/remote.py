@@ -30,7 +30,7 @@ LOCAL_FOLDER = "LLMDISTILL_CACHE_DIR"
 LOCAL_BYTES = "LLMDISTILL_CACHE_BYTES"
 
 
-class ShortRead(OSError):
+class ShortReadError(OSError):
     """Fewer bytes arrived than the object has."""
 
 
@@ -53,7 +53,7 @@ def retrying(action: Callable[[], _T], what: str, where: str, attempts: int = AT
                     where=where,
                     fix="run the same command again when the storage answers; what is committed is kept",
                 ) from None
-            time.sleep(pause * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))  # noqa: S311 - no secret in it
+            time.sleep(pause * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
     raise AssertionError("attempts must be at least 1")
 
 
@@ -140,7 +140,7 @@ class RemoteStorage:
                 while chunk := source.read(8 << 20):
                     target.write(chunk)
             if (found := temporary.stat().st_size) != size:
-                raise ShortRead(f"expected {size} bytes, found {found}")
+                raise ShortReadError(f"expected {size} bytes, found {found}")
 
         try:
             self._retry(fetch, f"read {name}")
@@ -156,7 +156,7 @@ class RemoteStorage:
             self._fs.pipe_file(self._path(name), payload)
             self._fs.invalidate_cache()
             if (found := int(self._fs.info(self._path(name))["size"])) != len(payload):
-                raise ShortRead(f"sent {len(payload)} bytes, {found} arrived")
+                raise ShortReadError(f"sent {len(payload)} bytes, {found} arrived")
 
         self._retry(send, f"write {len(payload)} bytes to {name}")
 

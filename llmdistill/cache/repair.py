@@ -63,7 +63,7 @@ def repair(cache: Path | str) -> Repair:
         storage.set_aside(name)
     for shard in open_shards(cache):
         gone.difference_update(map(bytes, shard.stored("keys")))
-    records = int(str(write_index(cache)["records"])) if shard_names(cache) else 0
+    records = int(write_index(cache)["records"]) if shard_names(cache) else 0
     return Repair(
         {name: "; ".join(what) for name, what in faults.items()}, sorted(key.hex() for key in gone), unknown, records
     )

@@ -97,7 +97,9 @@ def _top_k_entries(spec: CaptureSpec, high: int) -> list[Column]:
     if high:
         found.append(Column("entry_ids_high", "uint8", "row", packed_size(k, high)))
     width = packed_size(k, 4) if spec.logprobs == "u4" else k
-    found.append(Column("entry_logprobs", _logprob_dtype(spec), "row", width, delta=CODE_BITS.get(spec.logprobs, 0) >= 8))
+    found.append(
+        Column("entry_logprobs", _logprob_dtype(spec), "row", width, delta=CODE_BITS.get(spec.logprobs, 0) >= 8)
+    )
     return found
 
 

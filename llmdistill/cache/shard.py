@@ -113,7 +113,7 @@ def encode_records(records: Sequence[Record], spec: CaptureSpec, sources: Sequen
     rows = [record.rows for record in records]
     tokens_N = np.concatenate([record.token_ids_N for record in records])
     low_N, _ = encode_ids(tokens_N, spec.vocabulary_size)
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         "keys": np.frombuffer(b"".join(record.key for record in records), np.uint8).reshape(-1, RECORD_KEY_BYTES),
         "splits": np.array([record.split for record in records], np.uint64),
         "finish_reasons": np.array([FINISH_REASONS.index(record.finish_reason) for record in records], np.uint8),
@@ -136,7 +136,7 @@ def encode_records(records: Sequence[Record], spec: CaptureSpec, sources: Sequen
 
 
 def _offsets(lengths: list[int]) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+    return np.array([0, *np.cumsum(lengths, dtype=np.int64).tolist()], np.int64)
 
 
 def bounds_of(column: Column, offsets: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -156,9 +156,7 @@ def record_checksums(tensors: Mapping[str, np.ndarray], spec: CaptureSpec) -> np
         for column in data:
             start, stop = bounds[column.name][record : record + 2]
             values = tensors[column.name]
-            parts.append(
-                unpack_fields(values, column.bits, start, stop - start) if column.bits else values[start:stop]
-            )
+            parts.append(unpack_fields(values, column.bits, start, stop - start) if column.bits else values[start:stop])
         found[record] = record_checksum(parts)
     return found
 

@@ -24,7 +24,15 @@ from llmdistill.cache.shard import ShardSummary, bounds_of, record_checksum
 from llmdistill.errors import DataError
 from llmdistill.types import CaptureSpec
 
-_DTYPES = {"U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64", "I64": "int64", "F16": "float16", "F32": "float32"}
+_DTYPES = {
+    "U8": "uint8",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "I64": "int64",
+    "F16": "float16",
+    "F32": "float32",
+}
 _LARGEST_HEADER = 100_000_000
 FIX = "run `llmdistill cache repair`, then `llmdistill generate`: only the lost records are made anew"
 
@@ -103,7 +111,9 @@ class ShardFile:
         if not (self.compressed and column.blocked):
             return self.stored(column.name)
         bounds = bounds_of(column, self.offsets)[self._block_records]
-        blocks = [self._block(column, number, int(bounds[number + 1] - bounds[number])) for number in range(len(bounds) - 1)]
+        blocks = [
+            self._block(column, number, int(bounds[number + 1] - bounds[number])) for number in range(len(bounds) - 1)
+        ]
         return np.concatenate(blocks)
 
     @functools.cached_property
@@ -170,7 +180,7 @@ class ShardFile:
     def _read(self, dtype: str, shape: tuple[int, ...], offset: int) -> np.ndarray:
         values = np.empty(shape, dtype)
         if values.nbytes:
-            view, done = memoryview(values.reshape(-1).view(np.uint8)), 0
+            view, done = memoryview(values.reshape(-1).view(np.uint8).data), 0
             while done < values.nbytes:
                 count = os.preadv(self._fd, [view[done:]], offset + done)
                 if not count:
@@ -185,12 +195,18 @@ class ShardFile:
             raise damaged("is a Git LFS pointer and not the file itself (`git lfs pull` fetches it)", self.path)
         length = int.from_bytes(head[:8], "little")
         if size < 8 or length > min(size - 8, _LARGEST_HEADER):
-            raise damaged(f"cannot be a shard: expected a header of {length} bytes, found {size} bytes in all", self.path)
+            raise damaged(
+                f"cannot be a shard: expected a header of {length} bytes, found {size} bytes in all", self.path
+            )
         try:
             header: dict[str, Any] = json.loads(os.pread(self._fd, length, 8))
             metadata = dict(header.pop("__metadata__"))
             tensors = {
-                str(name): (_DTYPES[said["dtype"]], tuple(int(n) for n in said["shape"]), 8 + length + said["data_offsets"][0])
+                str(name): (
+                    _DTYPES[said["dtype"]],
+                    tuple(int(n) for n in said["shape"]),
+                    8 + length + said["data_offsets"][0],
+                )
                 for name, said in header.items()
             }
             end = 8 + length + max((int(said["data_offsets"][1]) for said in header.values()), default=0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +26,8 @@ def find_record(reader: CacheReader, which: str) -> int:
         prefix = np.frombuffer(bytes.fromhex(which[: len(which) // 2 * 2]), np.uint8)
     except ValueError:
         raise ConfigError(f"{which!r} is neither a number nor the beginning of a key in hexadecimal") from None
-    same = np.flatnonzero((reader.keys.array[:, : len(prefix)] == prefix).all(axis=1))
-    same = [int(number) for number in same if reader.keys[int(number)].hex().startswith(which)]
+    bytes_equal = np.flatnonzero((reader.keys.array[:, : len(prefix)] == prefix).all(axis=1)).tolist()
+    same: list[int] = [number for number in bytes_equal if reader.keys[number].hex().startswith(which)]
     if len(same) != 1:
         raise ConfigError(f"{len(same)} of {len(reader)} records have keys that begin with {which!r}")
     return same[0]
@@ -46,7 +45,10 @@ def describe_record(
         decode: token ids → text; None shows ids alone.
     """
     record = reader.read(number)
-    text: Callable[[int], str | None] = lambda token: decode([token]) if decode else None
+
+    def text(token: int) -> str | None:
+        return decode([token]) if decode else None
+
     ids_RK, logprobs_RK = record.rows.decode(reader.spec.vocabulary_size)
     # The sampled kinds are not sorted, and filled up with -inf.
     order = logprobs_RK.argsort(dim=1, descending=True, stable=True)[:, :top]
@@ -97,7 +99,9 @@ def record_text(said: dict[str, Any]) -> str:
     for row in said["rows"]:
         best = "  ".join(f"{_name(entry)} {math.exp(entry['logprob']):.3f}" for entry in row["top"])
         entropy = "-" if row["entropy"] is None else f"{row['entropy']:.3f}"
-        lines.append(f"{row['row']:>6}  {_name(row):<20} {row['logprob']:>8.3f} {entropy:>8} {row['mass']:>6.3f}  {best}")
+        lines.append(
+            f"{row['row']:>6}  {_name(row):<20} {row['logprob']:>8.3f} {entropy:>8} {row['mass']:>6.3f}  {best}"
+        )
     return "\n".join(lines)
 
 

@@ -39,7 +39,9 @@ class _Histogram:
             return None
         running = np.cumsum(self._counts)
         quantiles = [self._low + self._step * float(np.searchsorted(running, q * total)) for q in QUANTILES]
-        return {"mean": self._sum / total} | {f"p{q * 100:g}": value for q, value in zip(QUANTILES, quantiles, strict=True)}
+        return {"mean": self._sum / total} | {
+            f"p{q * 100:g}": value for q, value in zip(QUANTILES, quantiles, strict=True)
+        }
 
 
 def cache_stats(cache: Path | str) -> dict[str, Any]:

@@ -109,7 +109,9 @@ def _token_faults(tensors: dict[str, np.ndarray], shard: ShardFile) -> Iterator[
     tokens = int(offsets[-1])
     ids_N = tensors["token_ids_low"].astype(np.int64)
     if "token_ids_high" in tensors:
-        ids_N |= unpack_fields(tensors["token_ids_high"], high_bits(spec.vocabulary_size), 0, tokens).astype(np.int64) << 16
+        ids_N |= (
+            unpack_fields(tensors["token_ids_high"], high_bits(spec.vocabulary_size), 0, tokens).astype(np.int64) << 16
+        )
     if tokens and ids_N.max() >= spec.vocabulary_size:
         yield f"a token id is {ids_N.max()}, the vocabulary has {spec.vocabulary_size}"
     supervised_N = unpack_fields(tensors["supervised"], 1, 0, tokens)
@@ -184,7 +186,9 @@ def entry_ids(tensors: dict[str, np.ndarray], spec: CaptureSpec) -> tuple[np.nda
     ids = low.astype(np.int64)
     if bits:
         ids |= unpack_fields(tensors["entry_ids_high"], bits, 0, len(ids)).astype(np.int64) << 16
-    counts = [tensors[name].astype(np.int64) for name in ("entry_counts", "head_counts", "tail_counts") if name in tensors]
+    counts = [
+        tensors[name].astype(np.int64) for name in ("entry_counts", "head_counts", "tail_counts") if name in tensors
+    ]
     entries_R = np.sum(counts, axis=0, dtype=np.int64)
     return np.repeat(np.arange(len(entries_R)), entries_R), ids
 
@@ -198,8 +202,10 @@ def _sidecar_faults(cache: Path | str, name: str, shard: ShardFile) -> list[str]
 def _index_findings(cache: Path | str, names: list[str]) -> list[Finding]:
     index = read_index(cache)
     if index is None:
-        return [Finding("index.json", "is missing or cannot be read; `llmdistill cache repair` makes it anew", damage=False)]
-    listed = {str(entry["name"]) for entry in index["shards"]}  # type: ignore[index, attr-defined]
+        return [
+            Finding("index.json", "is missing or cannot be read; `llmdistill cache repair` makes it anew", damage=False)
+        ]
+    listed = {str(entry["name"]) for entry in index["shards"]}
     lost = [Finding(name, "is listed in index.json and does not exist") for name in sorted(listed - set(names))]
     if unlisted := set(names) - listed:
         lost.append(Finding("index.json", f"does not list {len(unlisted)} committed shards", damage=False))
