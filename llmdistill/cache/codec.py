@@ -65,10 +65,10 @@ def unpack_fields(packed: np.ndarray, width: int, start: int, count: int) -> np.
         return packed[start : start + count] if width else np.zeros(count, np.uint8)
     per_byte = 8 // width
     shifts = np.arange(per_byte, dtype=np.uint8) * np.uint8(width)
-    fields = (packed[start // per_byte : packed_size(start + count, width), None] >> shifts) & np.uint8(
-        (1 << width) - 1
-    )
-    return fields.reshape(-1)[start % per_byte : start % per_byte + count]
+    touched = packed[start // per_byte : packed_size(start + count, width), None]
+    fields = (touched >> shifts) & np.uint8((1 << width) - 1)
+    found: np.ndarray = fields.reshape(-1)[start % per_byte : start % per_byte + count]
+    return found
 
 
 def encode_ids(ids: np.ndarray, vocabulary_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +112,8 @@ def check_logprobs(logprobs: np.ndarray, mass_R: np.ndarray) -> np.ndarray:
     # float32 log-softmax may overshoot by some units in the last place; anything more is a fault of the engine.
     if not (logprobs <= 1e-5).all() or not (mass_R <= 1 + 1e-4).all():
         raise ValueError("log-probabilities must be numbers ≤ 0 whose probabilities sum to at most 1")
-    return np.minimum(mass_R, 1.0).astype(np.float32)
+    checked: np.ndarray = np.minimum(mass_R, 1.0).astype(np.float32)
+    return checked
 
 
 def encode_logprobs(logprobs: np.ndarray, format: str) -> np.ndarray:

@@ -26,6 +26,8 @@ _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryEr
 ATTEMPTS = 6
 PAUSE = 0.5
 """Seconds before the second attempt; each further pause is twice as long, with some chance in it."""
+PART_BYTES = 8 << 20
+"""An object of twice this size or more is sent in parts of it."""
 LOCAL_FOLDER = "LLMDISTILL_CACHE_DIR"
 LOCAL_BYTES = "LLMDISTILL_CACHE_BYTES"
 
@@ -72,7 +74,7 @@ class RemoteStorage:
     """
 
     def __init__(
-        self, address: str, local: Path | None = None, local_bytes: int | None = None, pause: float = PAUSE
+        self, address: str, local: Path | None = None, local_bytes: int | None = None, pause: float | None = None
     ) -> None:
         import fsspec
 
@@ -153,7 +155,7 @@ class RemoteStorage:
         """See `Storage`."""
 
         def send() -> None:
-            self._fs.pipe_file(self._path(name), payload)
+            self._fs.pipe_file(self._path(name), payload, chunksize=PART_BYTES)
             self._fs.invalidate_cache()
             if (found := int(self._fs.info(self._path(name))["size"])) != len(payload):
                 raise ShortReadError(f"sent {len(payload)} bytes, {found} arrived")
@@ -174,7 +176,7 @@ class RemoteStorage:
         return f"{self._root}/{name}"
 
     def _retry(self, action: Callable[[], _T], what: str) -> _T:
-        return retrying(action, what, self.where, pause=self._pause)
+        return retrying(action, what, self.where, pause=PAUSE if self._pause is None else self._pause)
 
     def _make_room(self, size: int) -> None:
         """Remove the least recently used copies until `size` more bytes fit."""

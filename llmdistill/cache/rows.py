@@ -124,7 +124,8 @@ def segment_sums(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Sums of consecutive segments of `values`; a segment of length 0 sums to 0."""
     bounds = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     running = np.concatenate([[0], np.cumsum(values)])
-    return running[bounds[1:]] - running[bounds[:-1]]
+    sums: np.ndarray = running[bounds[1:]] - running[bounds[:-1]]
+    return sums
 
 
 @dataclass(frozen=True)

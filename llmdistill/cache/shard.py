@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from safetensors.numpy import save
 
 from llmdistill.cache.blocks import block_bounds, compress_column
 from llmdistill.cache.codec import encode_ids, high_bits, pack_fields, unpack_fields
@@ -21,6 +20,16 @@ from llmdistill.cache.storage import open_storage
 from llmdistill.types import FINISH_REASONS, RECORD_KEY_BYTES, CaptureSpec, HeadTailRows, Record, TopKRows
 
 Compression = Literal["none", "zstd"]
+DTYPES = {
+    "uint8": "U8",
+    "uint16": "U16",
+    "uint32": "U32",
+    "uint64": "U64",
+    "int64": "I64",
+    "float16": "F16",
+    "float32": "F32",
+}
+"""numpy's names and safetensors'."""
 OFFSETS = {"token": "token_offsets", "row": "row_offsets", "entry": "entry_offsets", "head": "head_offsets"}
 """Which tensor bounds the records along an axis; `tail` is `entry` less `head`."""
 
@@ -95,7 +104,7 @@ def put_shard(
     }
     stored = _compress(tensors, spec) if compression == "zstd" else dict(tensors)
     metadata["checksum"] = checksum(metadata, stored)
-    payload = save(stored, metadata)
+    payload = serialise(stored, metadata)
     open_storage(folder).put(name, payload)
     return ShardSummary(
         name, len(tensors["keys"]), int(metadata["tokens"]), int(metadata["rows"]), len(payload), metadata["checksum"]
@@ -142,7 +151,8 @@ def _offsets(lengths: list[int]) -> np.ndarray:
 def bounds_of(column: Column, offsets: Mapping[str, np.ndarray]) -> np.ndarray:
     """int64 [S + 1]: where each record starts along the column's first axis."""
     if column.per == "tail":
-        return offsets["entry_offsets"] - offsets["head_offsets"]
+        drawn: np.ndarray = offsets["entry_offsets"] - offsets["head_offsets"]
+        return drawn
     return offsets[OFFSETS[column.per]]
 
 
@@ -179,6 +189,27 @@ def checksum(metadata: Mapping[str, str], stored: Mapping[str, np.ndarray]) -> s
         digest.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
         digest.update(array.view(np.uint8).data if array.size else b"")
     return digest.hexdigest()
+
+
+def serialise(stored: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file: eight bytes of length, the header, the tensors.
+
+    The library's own `save` writes the metadata in an order that changes from call to call; here equal contents are
+    equal bytes, whoever writes them.
+    """
+    # Wide types first, so that every tensor lies at a multiple of its width.
+    names = sorted(stored, key=lambda name: (-stored[name].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    parts, end = [], 0
+    for name in names:
+        array = np.ascontiguousarray(stored[name])
+        code = DTYPES[array.dtype.name]
+        header[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
+        parts.append(array.tobytes())
+        end += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
 
 def _compress(tensors: Mapping[str, np.ndarray], spec: CaptureSpec) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,19 +21,14 @@ import zstandard
 from llmdistill.cache.blocks import decompress_block
 from llmdistill.cache.codec import unpack_fields
 from llmdistill.cache.schema import FORMAT, VERSION, Column, columns
-from llmdistill.cache.shard import ShardSummary, bounds_of, record_checksum
+from llmdistill.cache.shard import DTYPES, ShardSummary, bounds_of, record_checksum
 from llmdistill.errors import DataError
 from llmdistill.types import CaptureSpec
 
-_DTYPES = {
-    "U8": "uint8",
-    "U16": "uint16",
-    "U32": "uint32",
-    "U64": "uint64",
-    "I64": "int64",
-    "F16": "float16",
-    "F32": "float32",
-}
+_DTYPES = {code: name for name, code in DTYPES.items()}
+_METADATA = frozenset(
+    ("format", "version", "spec", "engine_version", "sources", "compression", "records", "tokens", "rows", "checksum")
+)
 _LARGEST_HEADER = 100_000_000
 FIX = "run `llmdistill cache repair`, then `llmdistill generate`: only the lost records are made anew"
 
@@ -200,20 +196,18 @@ class ShardFile:
             )
         try:
             header: dict[str, Any] = json.loads(os.pread(self._fd, length, 8))
-            metadata = dict(header.pop("__metadata__"))
-            tensors = {
-                str(name): (
-                    _DTYPES[said["dtype"]],
-                    tuple(int(n) for n in said["shape"]),
-                    8 + length + said["data_offsets"][0],
-                )
-                for name, said in header.items()
-            }
-            end = 8 + length + max((int(said["data_offsets"][1]) for said in header.values()), default=0)
+            metadata = {str(key): str(value) for key, value in header.pop("__metadata__").items()}
+            tensors, end = {}, 0
+            for name, said in header.items():
+                dtype, shape = _DTYPES[said["dtype"]], tuple(int(count) for count in said["shape"])
+                start, stop = (int(offset) for offset in said["data_offsets"])
+                if start < 0 or stop - start != math.prod(shape) * np.dtype(dtype).itemsize:
+                    raise ValueError(f"{name} has a shape that does not fit its bytes")
+                tensors[name], end = (dtype, shape, 8 + length + start), max(end, stop)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise damaged(f"the header cannot be read: {type(error).__name__}: {error}", self.path) from None
-        if size != end:
-            raise damaged(f"expected {end} bytes, found {size}", self.path)
+        if size != 8 + length + end:
+            raise damaged(f"expected {8 + length + end} bytes, found {size}", self.path)
         return metadata, tensors
 
     def _spec(self) -> CaptureSpec:
@@ -225,7 +219,10 @@ class ShardFile:
                 where=str(self.path),
                 fix="use the llmdistill that wrote it, or generate anew",
             )
+        if missing := _METADATA - said.keys():
+            raise damaged(f"the header lacks {', '.join(sorted(missing))}", self.path)
         try:
+            json.loads(said["sources"])
             return CaptureSpec(**json.loads(said["spec"]))
         except (ValueError, KeyError, TypeError) as error:
             raise damaged(f"the capture spec cannot be read: {error}", self.path) from None

@@ -190,7 +190,7 @@ def entry_ids(tensors: dict[str, np.ndarray], spec: CaptureSpec) -> tuple[np.nda
         tensors[name].astype(np.int64) for name in ("entry_counts", "head_counts", "tail_counts") if name in tensors
     ]
     entries_R = np.sum(counts, axis=0, dtype=np.int64)
-    return np.repeat(np.arange(len(entries_R)), entries_R), ids
+    return np.repeat(np.arange(len(counts[0])), entries_R), ids
 
 
 def _sidecar_faults(cache: Path | str, name: str, shard: ShardFile) -> list[str]:

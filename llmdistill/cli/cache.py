@@ -95,7 +95,8 @@ def show(directory: str, record: str, top: int, tokenizer: str | None, as_json: 
     if tokenizer is not None:
         from llmdistill.prompts.render import load_tokenizer
 
-        decode = load_tokenizer(_path(tokenizer)).decode
+        loaded = load_tokenizer(_path(tokenizer))
+        decode = lambda ids: str(loaded.decode(ids))  # noqa: E731
     reader = CacheReader(_address(directory))
     said = describe_record(reader, find_record(reader, record), top, decode)
     _print(as_json, said, [record_text(said)])
