@@ -2,12 +2,13 @@
 
     python benchmarks/real_rows.py TEACHER_FOLDER TEXT_FILE OUT.npz [--tokens 2048] [--context 512]
 
-The file in benchmarks/data was made so from SmolLM2-135M-Instruct and the beginning of Tiny Shakespeare (public domain).
+The file in benchmarks/data was made so from SmolLM2-135M-Instruct and configs/data/score_texts.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,10 @@ def main() -> None:
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(args.teacher)
     model = AutoModelForCausalLM.from_pretrained(args.teacher, dtype=torch.float32).eval()
-    ids = torch.tensor(tokenizer(args.text.read_text()[: args.tokens * 8])["input_ids"][: args.tokens])
+    text = args.text.read_text()
+    if args.text.suffix == ".jsonl":
+        text = "\n\n".join(json.loads(line)["text"] for line in text.splitlines())
+    ids = torch.tensor(tokenizer(text[: args.tokens * 8])["input_ids"][: args.tokens])
     generator = torch.Generator().manual_seed(0)
     parts = [score(model, part, len(tokenizer), generator) for part in ids.split(args.context)]
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -3,9 +3,9 @@
 Ids. The low 16 bits are one array; the bits above them (none below 65,537 tokens, 2 for Qwen's 151,936) are packed in
 fields of 1, 2, 4 or 8 bits, first entry in the lowest bits. Exact.
 
-Log-probabilities. With m = 2^bits - 1, a value l ≤ 0 becomes the code round(m·log(1 + min(-l, 32)/2) / log 17) and back
--2·(17^(code/m) - 1), a table look-up. The logarithm spends the codes where the probability is: the error of an entry
-with l ≥ -32 is at most (2 - l)·(17^(1/2m) - 1), that is 0.017 at l = -1 and 0.1 at l = -16 with 8 bits. Kept beside the
+Log-probabilities. With m = 2^bits - 1, a value l ≤ 0 becomes the code round(m·log(1 + min(-l, 24)/2) / log 13) and back
+-2·(13^(code/m) - 1), a table look-up. The logarithm spends the codes where the probability is: the error of an entry
+with l ≥ -24 is at most (2 - l)·(13^(1/2m) - 1), that is 0.015 at l = -1 and 0.09 at l = -16 with 8 bits. Kept beside the
 codes is the sum of the kept probabilities; decoding rescales the entries to that sum, so the tail mass is exact and the
 error of first order is gone. `f16` stores IEEE half precision instead.
 """
@@ -18,7 +18,7 @@ import math
 import numpy as np
 import torch
 
-FLOOR = 32.0
+FLOOR = 24.0
 """Log-probabilities below -FLOOR are stored as -FLOOR (by `f16`: below -65504)."""
 KNEE = 2.0
 """Where the spacing of the codes goes from even to geometric."""

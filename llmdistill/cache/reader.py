@@ -20,7 +20,7 @@ from llmdistill.errors import DataError
 from llmdistill.types import FINISH_REASONS, CaptureSpec
 
 __all__ = ["CacheReader", "EncodedRows", "KeyList", "StoredRecord"]
-_OPEN_SHARDS = 128
+_OPEN_SHARDS = 256
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class CacheReader:
 
     The order of keys depends neither on who wrote which shard nor on when, so "record 17" is the same record after a
     crash, with another number of replicas, or in a copy. A record that lies in two shards (two fleets at work on the
-    same prompts) is read once. In memory lie about 45 bytes a record; at most 128 shards are open. Threads may share a
+    same prompts) is read once. In memory lie about 45 bytes a record; at most 256 shards are open. Threads may share a
     reader.
 
     Args:

@@ -21,7 +21,7 @@ import zstandard
 from llmdistill.cache.blocks import decompress_block
 from llmdistill.cache.codec import unpack_fields
 from llmdistill.cache.schema import FORMAT, VERSION, Column, columns
-from llmdistill.cache.shard import DTYPES, ShardSummary, bounds_of, record_checksum
+from llmdistill.cache.shard import DTYPES, OFFSETS, ShardSummary, bounds_of, record_checksum
 from llmdistill.errors import DataError
 from llmdistill.types import CaptureSpec
 
@@ -128,8 +128,10 @@ class ShardFile:
         Raises:
             DataError: the bytes are not those that were written.
         """
-        parts = {column.name: self._part(column, position) for column in self._data}
-        if record_checksum(list(parts.values())) != self.checksums[position]:
+        bounds = self._bounds_at(position)
+        parts = {column.name: self._part(column, position, bounds) for column in self._data}
+        dtype, _, offset = self._tensors["record_checksums"]
+        if record_checksum(list(parts.values())) != int(self._read(dtype, (1,), offset + 4 * position)[0]):
             raise damaged(f"record {position} is damaged: its checksum differs", self.path)
         return parts
 
@@ -137,15 +139,27 @@ class ShardFile:
     def _block_records(self) -> np.ndarray:
         return self.stored("block_records")
 
-    @functools.cached_property
-    def _bounds(self) -> dict[str, np.ndarray]:
-        return {column.name: bounds_of(column, self.offsets) for column in self._data}
+    def _pair(self, name: str, index: int) -> tuple[int, int]:
+        """Entries index and index + 1 of a `bound` column, or of entries less heads, without reading all of it."""
+        dtype, _, offset = self._tensors[name]
+        first, second = self._read(dtype, (2,), offset + 8 * index).tolist()
+        return first, second
 
-    def _part(self, column: Column, position: int) -> np.ndarray:
-        start, stop = (int(bound) for bound in self._bounds[column.name][position : position + 2])
+    def _bounds_at(self, position: int) -> dict[str, tuple[int, int]]:
+        """Where a record starts and stops along each axis."""
+        found = {per: self._pair(name, position) for per, name in OFFSETS.items() if name in self._tensors}
+        if "head" in found:
+            (entry, entry_stop), (head, head_stop) = found["entry"], found["head"]
+            found["tail"] = (entry - head, entry_stop - head_stop)
+        return found
+
+    def _part(self, column: Column, position: int, bounds: dict[str, tuple[int, int]]) -> np.ndarray:
+        start, stop = bounds[column.per]
         if self.compressed and column.blocked:
             number = int(np.searchsorted(self._block_records, position, side="right")) - 1
-            first, end = (int(self._bounds[column.name][self._block_records[i]]) for i in (number, number + 1))
+            first_record, end_record = (int(record) for record in self._block_records[number : number + 2])
+            first = self._bounds_at(first_record)[column.per][0]
+            end = self._bounds_at(end_record - 1)[column.per][1]
             block = self._block(column, number, end - first)
             return block[start - first : stop - first].copy()
         dtype, shape, offset = self._tensors[column.name]
@@ -232,9 +246,9 @@ class ShardFile:
             counts = {"record": int(self.metadata["records"]), "token": int(self.metadata["tokens"])}
             counts |= {"bound": counts["record"] + 1, "row": int(self.metadata["rows"])}
             if self.spec.kind != "top_k":
-                counts["entry"] = int(self.offsets["entry_offsets"][-1])
+                counts["entry"] = self._pair("entry_offsets", counts["record"] - 1)[1]
             if self.spec.kind == "head_tail":
-                counts["head"] = int(self.offsets["head_offsets"][-1])
+                counts["head"] = self._pair("head_offsets", counts["record"] - 1)[1]
                 counts["tail"] = counts["entry"] - counts["head"]
             for column in self.columns:
                 dtype, shape, _ = self._tensors[column.name]

@@ -73,14 +73,17 @@ def test_threads_may_share_a_reader(small_cache: Built) -> None:
     assert not faults
 
 
-def test_open_files_are_bounded(tmp_path: Path, make: Any) -> None:
+def test_open_files_are_bounded(tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmdistill.cache import reader as module
+
+    monkeypatch.setattr(module, "_OPEN_SHARDS", 20)
     spec = make.spec()
-    make.cache(tmp_path, make.records(spec, 150), spec, per_shard=1)
+    make.cache(tmp_path, make.records(spec, 60), spec, per_shard=1)
     reader = CacheReader(tmp_path)
     before = len(os.listdir("/proc/self/fd"))
-    for number in range(150):
+    for number in range(60):
         reader.read(number)
-    assert len(os.listdir("/proc/self/fd")) - before <= 130
+    assert len(os.listdir("/proc/self/fd")) - before <= 22
 
 
 def test_prefetch_keeps_order_and_budget() -> None:
