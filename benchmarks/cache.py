@@ -53,7 +53,7 @@ def spec_of(kind: str = "top_k", k: int = 64, vocabulary: int = 49_152) -> Captu
 
 
 def load_rows(file: Path) -> dict[str, np.ndarray]:
-    """What benchmarks/real_rows.py wrote. It keeps float16, whose rounding may lift a row's mass above 1: undone here."""
+    """What benchmarks/real_rows.py wrote. It keeps float16, whose rounding may lift a mass above 1: undone here."""
     with np.load(file) as arrays:
         rows = dict(arrays)
     logprobs = np.minimum(rows["logprobs"].astype(np.float32), 0)
@@ -65,17 +65,17 @@ def real_records(rows: dict[str, np.ndarray], spec: CaptureSpec) -> list[Record]
     """The scored text as records of a kind."""
     spread = max(spec.vocabulary_size // int(rows["vocabulary"]), 1)
     records, token, row = [], 0, 0
-    for number, length in enumerate(rows["lengths"].tolist()):
-        part = {name: rows[name][row : row + length - 1] for name in rows if rows[name].ndim and len(rows[name]) > number}
+    for number, (length, first) in enumerate(zip(rows["lengths"].tolist(), rows["firsts"].tolist(), strict=True)):
+        part = {name: values[row : row + length - first] for name, values in rows.items() if values.ndim}
         common = {
             "actual_logprobs_R": np.minimum(part["actual"], 0).astype(np.float32),
             "entropy_R": np.maximum(part["entropy"], 0).astype(np.float32),
         }
         tokens = (rows["tokens"][token : token + length] * spread).astype(np.int32)
-        supervised = np.arange(length) > 0
+        supervised = np.arange(length) >= first
         key = number.to_bytes(16, "big")
         records.append(Record(key, tokens, supervised, _rows(part, spec, spread, common), "scored", number, "text"))
-        token, row = token + length, row + length - 1
+        token, row = token + length, row + length - first
     return records
 
 
@@ -272,8 +272,7 @@ def measure(rows: dict[str, np.ndarray], quick: bool) -> dict[str, float]:
         ("v49152_k16", "top_k", 16, 49_152),
     ):
         found[f"bytes_raw_{name}"] = bytes_per_row(rows, spec_of(kind, k, vocabulary), "none")
-    single = {name: array for name, array in rows.items()}
-    found["bytes_zstd_real_k64"] = bytes_per_row(single, spec_of(), "zstd")
+    found["bytes_zstd_real_k64"] = bytes_per_row(rows, spec_of(), "zstd")
     for kind in ("head_tail", "sampled"):
         found[f"bytes_{kind}"] = bytes_per_row(rows, spec_of(kind), "none")
         found[f"bytes_zstd_{kind}"] = bytes_per_row(rows, spec_of(kind), "zstd")

@@ -89,7 +89,8 @@ class SidecarFile:
     def __init__(self, shards: Path | str, name: str) -> None:
         self.path = open_storage(hidden_folder(shards)).local(name)
         try:
-            self._file: Any = safe_open(str(self.path), framework="pt")
+            opened: Any = safe_open(str(self.path), framework="pt")
+            self._file = opened
             self._metadata = self._file.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise damaged(f"the sidecar cannot be read: {error}", self.path) from None
@@ -97,7 +98,7 @@ class SidecarFile:
             raise damaged(f"this is not a sidecar of version {VERSION}", self.path)
         self.row_offsets: np.ndarray = self._file.get_tensor("row_offsets").numpy()
         self.tensor_names: list[str] = [
-            key for key in self._file.keys() if key.partition(".")[0] in ("hidden", "scales")
+            key for key in list(self._file.keys()) if key.partition(".")[0] in ("hidden", "scales")
         ]
 
     def stored(self, position: int) -> dict[str, torch.Tensor]:

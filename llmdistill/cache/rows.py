@@ -132,8 +132,8 @@ def segment_sums(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 class EncodedRows:
     """Stored rows as they lie in the shard, R rows of one or more records. They travel so and are decoded late.
 
-    `columns` are those of `schema.columns` per row, entry, head and tail; uint16 as int16 of the same bits (torch cannot
-    concatenate uint16), packed fields of flat entries unpacked to a byte each.
+    `columns` are those of `schema.columns` per row, entry, head and tail; uint16 as int16 of the same bits (torch
+    cannot concatenate uint16), packed fields of flat entries unpacked to a byte each.
     """
 
     spec: CaptureSpec

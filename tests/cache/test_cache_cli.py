@@ -43,7 +43,9 @@ def test_damage_has_status_3_and_names_the_file(small_cache: Callable[..., Any],
 def test_show_names_a_record_by_number_or_key(small_cache: Callable[..., Any], capsys: Any) -> None:
     cache, records, _ = small_cache()
     key = min(record.key for record in records).hex()
-    by_number, by_key = (json.loads(run(capsys, "cache", "show", cache, which, "--json")[1]) for which in ("0", key[:9]))
+    by_number, by_key = (
+        json.loads(run(capsys, "cache", "show", cache, which, "--json")[1]) for which in ("0", key[:9])
+    )
     assert by_number == by_key
     assert by_number["key"] == key
     said = next(record for record in records if record.key.hex() == key)

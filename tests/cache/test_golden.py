@@ -35,7 +35,9 @@ def golden_records(kind: str) -> list[Record]:
     tokens = [np.array([1, 65_535, 65_536, 151_645], np.int32), np.array([7, 151_935], np.int32)]
     supervised = [np.array([False, False, True, True]), np.array([False, True])]
     return [
-        Record(bytes(range(16 * i, 16 * i + 16)), tokens[i], supervised[i], rows, ("stop", "length")[i], 2**63 + i, f"s{i}")
+        Record(
+            bytes(range(16 * i, 16 * i + 16)), tokens[i], supervised[i], rows, ("stop", "length")[i], 2**63 + i, f"s{i}"
+        )
         for i, rows in enumerate((_rows(kind, 0, 2), _rows(kind, 2, 3)))
     ]
 
@@ -52,7 +54,9 @@ def _rows(kind: str, start: int, stop: int) -> TeacherRows:
         return TopKRows(ids, np.log(p).astype(np.float32), **common)
     rows = stop - start
     if kind == "sampled":
-        return SampledRows(ids.reshape(-1), np.tile([7, 2, 1], rows).astype(np.int32), np.full(rows, 3, np.int32), **common)
+        return SampledRows(
+            ids.reshape(-1), np.tile([7, 2, 1], rows).astype(np.int32), np.full(rows, 3, np.int32), **common
+        )
     heads = np.full(rows, 1, np.int32)
     draws = np.tile([3, 1], rows).astype(np.int32)
     return HeadTailRows(ids.reshape(-1), heads, heads * 2, np.log(p[:, 0]).astype(np.float32), draws, **common)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -35,7 +37,7 @@ def test_blocks_stay_together_in_windows() -> None:
     order, bounds = epoch_order(1000, 3, 0, blocks, blocks_per_window=4)
     assert sorted(order) == list(range(1000))
     assert len(bounds) == 6
-    windows = [set(blocks[order[start:stop]].tolist()) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    windows = [set(blocks[order[start:stop]].tolist()) for start, stop in itertools.pairwise(bounds)]
     assert all(len(window) == 4 for window in windows)
     assert (np.diff(blocks[order[:200]]) != 0).mean() > 0.5, "not shuffled within the window"
     assert windows != [set(range(start, start + 4)) for start in range(0, 20, 4)]
@@ -47,7 +49,7 @@ def test_packing_keeps_every_record_and_fits(lengths: list[int], room: int, seed
     values = np.array(lengths, np.int32)
     members, bounds = pack(values, room, np.random.default_rng(seed))
     assert sorted(members.tolist()) == list(range(len(lengths)))
-    sums = [int(values[members[start:stop]].sum()) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    sums = [int(values[members[start:stop]].sum()) for start, stop in itertools.pairwise(bounds)]
     assert all(0 < total <= room for total in sums)
 
 
