@@ -2,7 +2,7 @@
 
     python benchmarks/real_rows.py TEACHER_FOLDER OUT.npz FILE... [--tokens 1024] [--context 512]
 
-A FILE of JSON lines with `messages` is answered by the teacher (sampled, temperature 1) and the answers are scored;
+A FILE of JSON lines with `messages` is answered by the teacher (sampled, temperature 0.7) and the answers are scored;
 lines with `text`, and any other file, are scored as text. `--tokens` is the number of rows of each file. The file in
 benchmarks/data was made so from SmolLM2-135M-Instruct, configs/data/quickstart_prompts.jsonl and score_texts.jsonl.
 """
@@ -64,7 +64,7 @@ def sequences(file: Path, tokenizer: Any, model: Any, rows: int, context: int) -
         prompt = tokenizer.apply_chat_template(
             line["messages"], add_generation_prompt=True, return_tensors="pt", return_dict=True
         )["input_ids"]
-        ids = model.generate(prompt, do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=160)[0]
+        ids = model.generate(prompt, do_sample=True, temperature=0.7, top_p=1.0, top_k=0, max_new_tokens=160)[0]
         found.append((ids, prompt.shape[1]))
     return found
 
