@@ -5,9 +5,9 @@ fields of 1, 2, 4 or 8 bits, first entry in the lowest bits. Exact.
 
 Log-probabilities. With m = 2^bits - 1, a value l ≤ 0 becomes the code round(m·log(1 + min(-l, 24)/2) / log 13) and back
 -2·(13^(code/m) - 1), a table look-up. The logarithm spends the codes where the probability is: the error of an entry
-with l ≥ -24 is at most (2 - l)·(13^(1/2m) - 1), that is 0.015 at l = -1 and 0.09 at l = -16 with 8 bits. Beside
-the codes lies the sum of the kept probabilities; decoding rescales the entries to that sum, so the tail mass is exact and the
-error of first order is gone. `f16` stores IEEE half precision instead.
+with l ≥ -24 is at most (2 - l)·(13^(1/2m) - 1), that is 0.015 at l = -1 and 0.09 at l = -16 with 8 bits. The sum of the
+kept probabilities is stored beside the codes; decoding rescales the entries to that sum, so the tail mass is exact and
+the error of first order is gone. `f16` stores IEEE half precision instead.
 """
 
 from __future__ import annotations
