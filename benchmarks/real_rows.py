@@ -4,7 +4,8 @@
 
 A FILE of JSON lines with `messages` is answered by the teacher (sampled, temperature 0.7) and the answers are scored;
 lines with `text`, and any other file, are scored as text. `--tokens` is the number of rows of each file. The file in
-benchmarks/data was made so from SmolLM2-135M-Instruct, configs/data/quickstart_prompts.jsonl and score_texts.jsonl.
+benchmarks/data has rows of SmolLM2-135M-Instruct: 1,060 of ten answers to configs/data/quickstart_prompts.jsonl (from
+vLLM, scored here) and 1,022 of the beginning of score_texts.jsonl.
 """
 
 from __future__ import annotations
