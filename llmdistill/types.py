@@ -5,7 +5,8 @@ Shape suffixes used in names:
     B  sequences in a batch            T  positions of a (packed) sequence
     N  tokens of one or more records   R  supervised rows (teacher distributions)
     K  kept entries of a row           V  vocabulary
-    D  hidden width
+    D  hidden width                    E  entries of all rows, flat
+    J  extra temperatures              L  layers
 
 The alignment rule: **row t holds the teacher's distribution of token t+1.** A prompt of P tokens followed by generated
 tokens y_0 … y_{n-1} has y_j at position P+j, and the row that predicts it is P+j-1. The first token of a record is
@@ -60,6 +61,62 @@ class TopKRows:
     """float32 [R, K]."""
     actual_logprobs_R: np.ndarray
     """float32 [R]: log-probability of the token that really follows, also when it is outside the kept set."""
+    entropy_R: np.ndarray | None = None
+    """float32 [R]: entropy of the full distribution in nats; None where the engine cannot tell."""
+    logsumexp_RJ: np.ndarray | None = None
+    """float32 [R, J]: log Σ_v exp(logprob_v/τ) over the full vocabulary, for each of `CaptureSpec.temperatures`."""
+
+
+@dataclass(frozen=True)
+class SampledRows:
+    """Tokens drawn with replacement from each row's distribution (Random Sampling KD, arXiv 2503.16870).
+
+    Entries are flat, row after row; E = Σ entries_R.
+    """
+
+    ids_E: np.ndarray
+    """int32 [E], all different within a row."""
+    counts_E: np.ndarray
+    """int32 [E]: how often each was drawn, at least 1; the counts of a row sum to the number of draws."""
+    entries_R: np.ndarray
+    """int32 [R]: entries of each row, at least 1."""
+    actual_logprobs_R: np.ndarray
+    """float32 [R], as in `TopKRows`."""
+    entropy_R: np.ndarray | None = None
+    """float32 [R], as in `TopKRows`."""
+    logsumexp_RJ: np.ndarray | None = None
+    """float32 [R, J], as in `TopKRows`."""
+
+
+@dataclass(frozen=True)
+class HeadTailRows:
+    """The exact head of each row, then draws with replacement from the rest.
+
+    A row has its head entries first, from the most likely down, then its drawn ones. With ρ the mass outside the head,
+    a drawn entry counted c times stands for ρ·c / Σ counts of the row. E = Σ (heads_R + tails_R), H = Σ heads_R,
+    F = Σ tails_R.
+    """
+
+    ids_E: np.ndarray
+    """int32 [E], all different within a row."""
+    heads_R: np.ndarray
+    """int32 [R]: head entries of each row, at least 1."""
+    tails_R: np.ndarray
+    """int32 [R]: drawn entries of each row; 0 only where the head holds everything."""
+    head_logprobs_H: np.ndarray
+    """float32 [H]: log-probabilities of the head entries."""
+    tail_counts_F: np.ndarray
+    """int32 [F]: how often each drawn entry was drawn, at least 1."""
+    actual_logprobs_R: np.ndarray
+    """float32 [R], as in `TopKRows`."""
+    entropy_R: np.ndarray | None = None
+    """float32 [R], as in `TopKRows`."""
+    logsumexp_RJ: np.ndarray | None = None
+    """float32 [R, J], as in `TopKRows`."""
+
+
+TeacherRows = TopKRows | SampledRows | HeadTailRows
+"""What a record holds of the teacher, one class for each `CaptureSpec.kind`."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +128,32 @@ class Record:
     """int32 [N]: prompt and response."""
     supervised_N: np.ndarray
     """bool [N]: this token is predicted by a stored row; `supervised_N.sum() == R`, `supervised_N[0]` is False."""
-    rows: TopKRows
+    rows: TeacherRows
     finish_reason: str
     split: int = 0
     """Hash of the prompt, see `Request.split`."""
+    source: str = ""
+    """Name of the corpus source, for weights per source."""
+    hidden_LRD: np.ndarray | None = None
+    """float32 [L, R, D]: hidden states at the rows' positions, for each of `CaptureSpec.hidden_layers`."""
 
     def __post_init__(self) -> None:
         rows = int(self.supervised_N.sum())
         assert len(self.key) == RECORD_KEY_BYTES
-        assert self.token_ids_N.shape == self.supervised_N.shape and not self.supervised_N[:1].any()
-        assert self.rows.ids_RK.shape == self.rows.logprobs_RK.shape and len(self.rows.ids_RK) == rows
+        assert self.token_ids_N.shape == self.supervised_N.shape
+        assert not self.supervised_N[:1].any()
         assert self.rows.actual_logprobs_R.shape == (rows,)
+        if isinstance(self.rows, TopKRows):
+            assert self.rows.ids_RK.shape == self.rows.logprobs_RK.shape
+            assert len(self.rows.ids_RK) == rows
+        elif isinstance(self.rows, SampledRows):
+            assert self.rows.entries_R.shape == (rows,)
+            assert self.rows.ids_E.shape == self.rows.counts_E.shape == (self.rows.entries_R.sum(),)
+        else:
+            assert self.rows.heads_R.shape == self.rows.tails_R.shape == (rows,)
+            assert self.rows.ids_E.shape == (self.rows.heads_R.sum() + self.rows.tails_R.sum(),)
+            assert self.rows.head_logprobs_H.shape == (self.rows.heads_R.sum(),)
+            assert self.rows.tail_counts_F.shape == (self.rows.tails_R.sum(),)
         assert self.finish_reason in FINISH_REASONS
 
 
@@ -96,8 +168,9 @@ class CaptureSpec:
     mode: str
     """`generate` or `score`."""
     kind: str
-    """The capture kind; `top_k` so far."""
+    """`top_k`, `sampled` or `head_tail`."""
     top_k: int
+    """Entries of a row of `top_k`; 0 for the other kinds."""
     vocabulary_size: int
     """Ids are below this; the real vocabulary, without padding rows of the head."""
     teacher: str
@@ -110,3 +183,22 @@ class CaptureSpec:
     """Precision of the teacher's forward pass."""
     sampling: dict[str, float | int] = field(default_factory=dict)
     """Temperature, top_p, max_new_tokens and so on; empty in `score` mode."""
+    temperatures: tuple[float, ...] = ()
+    """Temperatures other than 1 whose log-sum-exp is kept."""
+    logprobs: str = "u8"
+    """How log-probabilities are stored: `u4`, `u8` or `u12` (companded, so many bits) or `f16`."""
+    draws: int = 0
+    """Draws of a row of `sampled`; N of the ⌈N·ρ⌉ draws of a row of `head_tail`; 0 for `top_k`."""
+    head_mass: float = 0.0
+    """`head_tail`: the head ends where its mass reaches this, …"""
+    head_size: int = 0
+    """… or with so many entries."""
+    hidden_layers: tuple[int, ...] = ()
+    """Layers whose hidden states lie in sidecar shards; 0 is the embedding's output."""
+    hidden_format: str = "bf16"
+    """`bf16`, or `int8` with a scale per row."""
+
+    def __post_init__(self) -> None:
+        # Specs come back from JSON, which knows no tuples; equality must not depend on that.
+        object.__setattr__(self, "temperatures", tuple(self.temperatures))
+        object.__setattr__(self, "hidden_layers", tuple(self.hidden_layers))

@@ -4,50 +4,71 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
 
 from llmdistill.cache.schema import FORMAT, SHARD_SUFFIX, VERSION
-from llmdistill.cache.shard import ShardSummary, commit_bytes, read_keys, read_spec, read_summary
+from llmdistill.cache.shard_file import ShardFile
+from llmdistill.cache.storage import Storage, open_storage
 from llmdistill.errors import DataError
 from llmdistill.types import CaptureSpec
 
+INDEX = "index.json"
+KEYS = "index.keys.safetensors"
+"""Keys of each shard, uint8 [S, 16] under its name: says which records a damaged shard held."""
 
-def shard_folder(cache: Path) -> Path:
+
+def shard_folder(cache: Path | str) -> Path | str:
     """Where the shards of a cache lie."""
-    return cache / "shards"
+    return f"{cache.rstrip('/')}/shards" if isinstance(cache, str) else cache / "shards"
 
 
-def shard_paths(cache: Path) -> list[Path]:
-    """Committed shards, by name."""
-    return sorted(shard_folder(cache).glob(f"*{SHARD_SUFFIX}"))
+def shard_storage(cache: Path | str) -> Storage:
+    """The storage of a cache's shards."""
+    return open_storage(shard_folder(cache))
 
 
-def committed_keys(cache: Path, spec: CaptureSpec) -> set[bytes]:
+def shard_names(cache: Path | str) -> list[str]:
+    """Names of the committed shards, sorted."""
+    return shard_storage(cache).names(SHARD_SUFFIX)
+
+
+def open_shards(cache: Path | str, names: list[str] | None = None) -> Iterator[ShardFile]:
+    """The committed shards, one open at a time.
+
+    Raises:
+        DataError: one is damaged.
+    """
+    storage = shard_storage(cache)
+    for name in storage.names(SHARD_SUFFIX) if names is None else names:
+        with ShardFile(storage.local(name)) as shard:
+            yield shard
+
+
+def committed_keys(cache: Path | str, spec: CaptureSpec) -> set[bytes]:
     """Keys of all committed records; temporary files of a writer that died are removed.
 
     Raises:
-        DataError: a shard was captured under another spec (the difference is shown), is damaged, or repeats a record.
-
+        DataError: a shard was captured under another spec (the difference is shown) or is damaged.
     """
-    for leftover in shard_folder(cache).glob(".*.tmp"):
-        leftover.unlink()
+    shard_storage(cache).remove_leftovers()
     keys: set[bytes] = set()
-    for path in shard_paths(cache):
-        require_same_spec(read_spec(path), spec, path)
-        found = read_keys(path)
-        if repeated := keys.intersection(found):
-            raise DataError(f"{len(repeated)} records are in another shard too", where=str(path), fix="remove one file")
-        keys.update(found)
+    for shard in open_shards(cache):
+        require_same_spec(shard.spec, spec, str(cache))
+        keys.update(map(bytes, shard.stored("keys")))
     return keys
 
 
-def require_same_spec(found: CaptureSpec, asked: CaptureSpec, path: Path) -> None:
+def require_same_spec(found: CaptureSpec, asked: CaptureSpec, where: str) -> None:
     """Refuse to mix captures.
 
     Raises:
         DataError: the specs differ; every differing field is shown.
-
     """
     if found == asked:
         return
@@ -58,31 +79,48 @@ def require_same_spec(found: CaptureSpec, asked: CaptureSpec, path: Path) -> Non
     ]
     raise DataError(
         "the cache was captured differently\n  " + "\n  ".join(differing),
-        where=str(path.parent.parent),
+        where=where,
         fix="choose another output folder, or go back to the settings that the cache was made with",
     )
 
 
-def write_index(cache: Path) -> dict[str, object]:
-    """Make index.json from the shards' headers.
+def write_index(cache: Path | str) -> dict[str, Any]:
+    """Make index.json from the shards' headers; that it is there says that the cache is complete.
 
     Raises:
         DataError: there is no shard, or one is damaged.
-
     """
-    paths = shard_paths(cache)
-    if not paths:
+    spec: CaptureSpec | None = None
+    summaries, keys = [], {}
+    for shard in open_shards(cache):
+        spec = shard.spec
+        summaries.append(shard.summary)
+        keys[shard.path.name] = shard.stored("keys")
+    if spec is None:
         raise DataError("the cache holds no shard", where=str(cache), fix="run `llmdistill generate` first")
-    shards: list[ShardSummary] = [read_summary(path) for path in paths]
-    index = {
+    distinct = len(np.unique(np.concatenate(list(keys.values())), axis=0))
+    index: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "spec": asdict(read_spec(paths[0])),
-        "records": sum(shard.records for shard in shards),
-        "tokens": sum(shard.tokens for shard in shards),
-        "rows": sum(shard.rows for shard in shards),
-        "bytes": sum(shard.bytes for shard in shards),
-        "shards": [asdict(shard) for shard in shards],
+        "spec": asdict(spec),
+        "records": distinct,
+        "tokens": sum(shard.tokens for shard in summaries),
+        "rows": sum(shard.rows for shard in summaries),
+        "bytes": sum(shard.bytes for shard in summaries),
+        "shards": [asdict(shard) for shard in summaries],
     }
-    commit_bytes(cache / "index.json", (json.dumps(index, indent=1) + "\n").encode())
+    storage = open_storage(cache)
+    storage.put(KEYS, save(keys))
+    storage.put(INDEX, (json.dumps(index, indent=1) + "\n").encode())
     return index
+
+
+def read_index(cache: Path | str) -> dict[str, Any] | None:
+    """index.json, or None where there is none or it cannot be read (it can be made again)."""
+    storage = open_storage(cache)
+    if storage.size(INDEX) < 0:
+        return None
+    try:
+        return dict(json.loads(storage.local(INDEX).read_text()))
+    except ValueError:
+        return None

@@ -1,47 +1,26 @@
-"""Reading records back: compressed slices of memory-mapped shards, decoded on the device that needs them."""
+"""Reading records back: compressed slices of shards, decoded on the device that needs them."""
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import overload
 
 import numpy as np
 import torch
-from safetensors import safe_open
 
-from llmdistill.cache.codec import decode_ids, decode_logprobs
-from llmdistill.cache.index import require_same_spec, shard_paths
-from llmdistill.cache.shard import read_spec
+from llmdistill.cache.index import require_same_spec, shard_storage
+from llmdistill.cache.rows import EncodedRows
+from llmdistill.cache.schema import SHARD_SUFFIX, columns
+from llmdistill.cache.shard_file import ShardFile
 from llmdistill.errors import DataError
 from llmdistill.types import FINISH_REASONS, CaptureSpec
 
-
-@dataclass(frozen=True)
-class EncodedRows:
-    """Stored rows as they lie in the shard, R rows of one or more records; they travel so and are decoded late."""
-
-    ids_low_RK: torch.Tensor
-    ids_high: torch.Tensor
-    codes_RK: torch.Tensor
-    mass_R: torch.Tensor
-    actual_logprobs_R: torch.Tensor
-
-    @staticmethod
-    def concatenate(parts: list[EncodedRows]) -> EncodedRows:
-        """Rows of several records, one after the other."""
-        return EncodedRows(
-            *(torch.cat([getattr(part, name) for part in parts]) for name in EncodedRows.__dataclass_fields__)
-        )
-
-    def to(self, device: torch.device) -> EncodedRows:
-        """The same on another device."""
-        return EncodedRows(*(getattr(self, name).to(device) for name in EncodedRows.__dataclass_fields__))
-
-    def decode(self, vocabulary_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Kept ids int64 [R, K] and log-probabilities float32 [R, K], whose probabilities sum to `mass_R`."""
-        ids_RK = decode_ids(self.ids_low_RK.view(torch.uint16), self.ids_high, vocabulary_size)
-        return ids_RK, decode_logprobs(self.codes_RK, self.mass_R)
+__all__ = ["CacheReader", "EncodedRows", "KeyList", "StoredRecord"]
+_OPEN_SHARDS = 256
 
 
 @dataclass(frozen=True)
@@ -55,55 +34,114 @@ class StoredRecord:
     """bool [N], see `types.Record`."""
     rows: EncodedRows
     finish_reason: str
+    source: str
+
+
+class KeyList(Sequence[bytes]):
+    """Keys as a sequence of bytes, without a Python object for each."""
+
+    def __init__(self, keys: np.ndarray) -> None:
+        self.array = keys
+        """uint8 [S, 16]."""
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> KeyList: ...
+    def __getitem__(self, index: int | slice) -> bytes | KeyList:
+        return KeyList(self.array[index]) if isinstance(index, slice) else self.array[index].tobytes()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return map(bytes, self.array)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(bytes.__eq__, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class CacheReader:
     """Random access to the records of a cache, in the order of their keys.
 
     The order of keys depends neither on who wrote which shard nor on when, so "record 17" is the same record after a
-    crash, with another number of replicas, or in a copy.
+    crash, with another number of replicas, or in a copy. A record that lies in two shards (two fleets at work on the
+    same prompts) is read once. In memory lie about 45 bytes a record; at most 256 shards are open. Threads may share a
+    reader.
 
     Args:
-        cache: folder of the cache.
+        cache: local folder or fsspec address of the cache.
+        shards: names of the shards to read; None: all that are committed now.
 
     Raises:
         DataError: no shards, damaged ones, or shards of different captures.
-
     """
 
-    def __init__(self, cache: Path) -> None:
-        paths = shard_paths(cache)
-        if not paths:
+    def __init__(self, cache: Path | str, shards: Sequence[str] | None = None) -> None:
+        self._storage = shard_storage(cache)
+        self.shards: list[str] = list(self._storage.names(SHARD_SUFFIX) if shards is None else shards)
+        """Names of the shards that are read."""
+        if not self.shards:
             raise DataError("the cache holds no shard", where=str(cache), fix="run `llmdistill generate` first")
-        self.spec: CaptureSpec = read_spec(paths[0])
-        self._shards: list[Any] = []
-        small: dict[str, list[np.ndarray]] = {
-            name: [] for name in ("keys", "splits", "finish_reasons", "lengths", "at")
+        self._open: OrderedDict[int, ShardFile] = OrderedDict()
+        self._lock = threading.Lock()
+        small: dict[str, list[np.ndarray]] = {}
+        spec: CaptureSpec | None = None
+        names: dict[str, int] = {}
+        for number in range(len(self.shards)):
+            with ShardFile(self._storage.local(self.shards[number])) as shard:
+                spec = spec or shard.spec
+                require_same_spec(shard.spec, spec, str(shard.path))
+                for name, values in self._small(shard, number, names).items():
+                    small.setdefault(name, []).append(values)
+        assert spec is not None
+        self.spec: CaptureSpec = spec
+        self.sources: list[str] = list(names)
+        """Names that `source_numbers` count."""
+        self._take({name: np.concatenate(values) for name, values in small.items()})
+
+    @staticmethod
+    def _small(shard: ShardFile, number: int, names: dict[str, int]) -> dict[str, np.ndarray]:
+        tokens, rows = shard.offsets["token_offsets"], shard.offsets["row_offsets"]
+        numbers = np.array([names.setdefault(name, len(names)) for name in shard.sources], np.uint16)
+        sources = shard.stored("source_ids")
+        if len(sources) and sources.max() >= len(numbers):
+            raise DataError("source_ids are out of range", where=str(shard.path))
+        return {
+            "keys": shard.stored("keys"),
+            "splits": shard.stored("splits"),
+            "finish_reasons": shard.stored("finish_reasons"),
+            "sources": numbers[sources],
+            "tokens": np.diff(tokens).astype(np.int32),
+            "rows": np.diff(rows).astype(np.int32),
+            "shards": np.full(len(tokens) - 1, number, np.int32),
+            "positions": np.arange(len(tokens) - 1, dtype=np.int32),
         }
-        self._offsets: list[tuple[np.ndarray, np.ndarray]] = []
-        for number, path in enumerate(paths):
-            require_same_spec(read_spec(path), self.spec, path)
-            shard = safe_open(str(path), framework="pt")
-            self._shards.append(shard)
-            tokens, rows = shard.get_tensor("token_offsets").numpy(), shard.get_tensor("row_offsets").numpy()
-            self._offsets.append((tokens, rows))
-            for name in ("keys", "splits", "finish_reasons"):
-                small[name].append(shard.get_tensor(name).numpy())
-            small["lengths"].append(np.stack([np.diff(tokens), np.diff(rows)], axis=1))
-            small["at"].append(np.stack([np.full(len(tokens) - 1, number), np.arange(len(tokens) - 1)], axis=1))
-        keys = np.concatenate(small["keys"])
-        order = np.lexsort(keys.T[::-1])
-        self.keys: list[bytes] = [bytes(key) for key in keys[order]]
+
+    def _take(self, small: dict[str, np.ndarray]) -> None:
+        order = np.argsort(small["keys"].view("V16")[:, 0], kind="stable")
+        keys = small["keys"][order]
+        # Shards were visited by name: of equal keys the first is kept, whatever was written when.
+        first = np.concatenate([[True], (keys[1:] != keys[:-1]).any(axis=1)])
+        self.duplicates = int(len(first) - first.sum())
+        """Records that another shard holds too, and that are left out here."""
+        order = order[first]
+        self.keys = KeyList(keys[first])
         """Record keys, ascending."""
-        self.splits: np.ndarray = np.concatenate(small["splits"])[order]
+        self.splits: np.ndarray = small["splits"][order]
         """uint64 [S]: hashes of the prompts."""
-        lengths = np.concatenate(small["lengths"])[order]
-        self.token_counts: np.ndarray = lengths[:, 0]
-        """int64 [S]: tokens of each record."""
-        self.row_counts: np.ndarray = lengths[:, 1]
-        """int64 [S]: supervised rows of each record."""
-        self._finish_reasons = np.concatenate(small["finish_reasons"])[order]
-        self._at = np.concatenate(small["at"])[order]
+        self.token_counts: np.ndarray = small["tokens"][order]
+        """int32 [S]: tokens of each record."""
+        self.row_counts: np.ndarray = small["rows"][order]
+        """int32 [S]: supervised rows of each record."""
+        self.source_numbers: np.ndarray = small["sources"][order]
+        """uint16 [S]: index into `sources`."""
+        self.shard_numbers: np.ndarray = small["shards"][order]
+        """int32 [S]: index into `shards`."""
+        self._positions = small["positions"][order]
+        self._finish_reasons = small["finish_reasons"][order]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -113,34 +151,46 @@ class CacheReader:
         is_held_out = self.splits < np.uint64(min(int(held_out * 2**64), 2**64 - 1))
         return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
+    def row_bytes(self) -> int:
+        """About how many bytes an encoded row takes in memory."""
+        per_entry = max(self.spec.top_k, self.spec.head_size + self.spec.draws // 2, 1)
+        items = {"row": 1, "entry": per_entry, "head": self.spec.head_size, "tail": per_entry}
+        return sum(items[column.per] * column.item for column in columns(self.spec) if column.per in items)
+
     def read(self, number: int) -> StoredRecord:
-        """Record `number`, 0 … len - 1."""
-        shard_number, position = self._at[number]
-        shard = self._shards[shard_number]
-        tokens, rows = self._offsets[shard_number]
-        token_slice = slice(int(tokens[position]), int(tokens[position + 1]))
-        row_slice = slice(int(rows[position]), int(rows[position + 1]))
+        """Record `number`, 0 … len - 1.
 
-        def cut(name: str, where: slice) -> torch.Tensor:
-            tensor: torch.Tensor = shard.get_slice(name)[where]
-            return tensor
-
-        token_ids = decode_ids(
-            cut("token_ids_low", token_slice).unsqueeze(-1),
-            cut("token_ids_high", token_slice),
-            self.spec.vocabulary_size,
-        )
+        Raises:
+            DataError: the shard is damaged there.
+        """
+        shard = self._shard(int(self.shard_numbers[number]))
+        parts = shard.record(int(self._positions[number]))
+        token_ids = parts["token_ids_low"].astype(np.int64)
+        if "token_ids_high" in parts:
+            token_ids |= parts["token_ids_high"].astype(np.int64) << 16
+        names = {column.name for column in shard.columns if column.per in ("row", "entry", "head", "tail")}
         return StoredRecord(
             key=self.keys[number],
-            token_ids_N=token_ids[:, 0],
-            supervised_N=cut("supervised", token_slice).bool(),
-            rows=EncodedRows(
-                # torch has no concatenation of uint16; int16 holds the same bits.
-                ids_low_RK=cut("entry_ids_low", row_slice).view(torch.int16),
-                ids_high=cut("entry_ids_high", row_slice),
-                codes_RK=cut("entry_codes", row_slice),
-                mass_R=cut("mass", row_slice),
-                actual_logprobs_R=cut("actual_logprobs", row_slice).float(),
-            ),
+            token_ids_N=torch.from_numpy(token_ids),
+            supervised_N=torch.from_numpy(parts["supervised"].astype(bool)),
+            rows=EncodedRows(self.spec, {name: _tensor(part) for name, part in parts.items() if name in names}),
             finish_reason=FINISH_REASONS[int(self._finish_reasons[number])],
+            source=self.sources[int(self.source_numbers[number])],
         )
+
+    def _shard(self, number: int) -> ShardFile:
+        with self._lock:
+            if number in self._open:
+                self._open.move_to_end(number)
+                return self._open[number]
+            shard = ShardFile(self._storage.local(self.shards[number]))
+            self._open[number] = shard
+            if len(self._open) > _OPEN_SHARDS:
+                # Not closed here: another thread may be reading; the last reference closes it.
+                self._open.popitem(last=False)
+            return shard
+
+
+def _tensor(part: np.ndarray) -> torch.Tensor:
+    # torch has no concatenation of uint16; int16 holds the same bits.
+    return torch.from_numpy(part.view(np.int16) if part.dtype == np.uint16 else part)

@@ -1,25 +1,37 @@
-"""One shard file: written under a temporary name, checked, renamed. The final name is the commit."""
+"""Writing one shard: records → columns → one safetensors file, committed whole."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import uuid
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from llmdistill.cache.codec import encode_ids, encode_logprobs
-from llmdistill.cache.schema import FORMAT, SHARD_SUFFIX, TENSORS, VERSION
-from llmdistill.errors import DataError
-from llmdistill.types import FINISH_REASONS, RECORD_KEY_BYTES, CaptureSpec, Record
+from llmdistill.cache.blocks import block_bounds, compress_column
+from llmdistill.cache.codec import encode_ids, high_bits, pack_fields, unpack_fields
+from llmdistill.cache.rows import encode_rows
+from llmdistill.cache.schema import FORMAT, SHARD_SUFFIX, VERSION, Column, columns
+from llmdistill.cache.storage import open_storage
+from llmdistill.types import FINISH_REASONS, RECORD_KEY_BYTES, CaptureSpec, HeadTailRows, Record, TopKRows
+
+Compression = Literal["none", "zstd"]
+DTYPES = {
+    "uint8": "U8",
+    "uint16": "U16",
+    "uint32": "U32",
+    "uint64": "U64",
+    "int64": "I64",
+    "float16": "F16",
+    "float32": "F32",
+}
+"""numpy's names and safetensors'."""
+OFFSETS = {"token": "token_offsets", "row": "row_offsets", "entry": "entry_offsets", "head": "head_offsets"}
+"""Which tensor bounds the records along an axis; `tail` is `entry` less `head`."""
 
 
 @dataclass(frozen=True)
@@ -39,159 +51,174 @@ def shard_name(keys: Sequence[bytes]) -> str:
     return hashlib.blake2b(b"".join(sorted(keys)), digest_size=16).hexdigest() + SHARD_SUFFIX
 
 
-def write_shard(folder: Path, records: Sequence[Record], spec: CaptureSpec, engine_version: str) -> ShardSummary:
-    """Encode records and commit them as one file of `folder`.
+def write_shard(
+    folder: Path | str,
+    records: Sequence[Record],
+    spec: CaptureSpec,
+    engine_version: str,
+    compression: Compression = "none",
+) -> ShardSummary:
+    """Encode records and commit them as one file of `folder` (and a sidecar file where the spec has hidden layers).
+
+    Args:
+        folder: local folder or fsspec address, `index.shard_folder` of a cache.
+        records: at least one; all captured under `spec`.
+        spec: what was captured.
+        engine_version: name and version of the engine that answered, for people.
+        compression: `zstd` stores entries and statistics in zstd blocks, about a fifth smaller.
 
     Raises:
         ValueError: a record holds ids outside the vocabulary or impossible log-probabilities.
         DataError: the file system refuses (disk full and the like); nothing is left behind.
-
     """
-    tensors = _encode(records, spec)
-    digest = _checksum(tensors)
+    name = shard_name([record.key for record in records])
+    if spec.hidden_layers:
+        from llmdistill.cache.hidden import write_sidecar
+
+        # Before the shard: a shard that is there says that all of it is there.
+        write_sidecar(folder, name, records, spec)
+    sources = sorted({record.source for record in records})
+    return put_shard(folder, name, encode_records(records, spec, sources), spec, sources, engine_version, compression)
+
+
+def put_shard(
+    folder: Path | str,
+    name: str,
+    tensors: Mapping[str, np.ndarray],
+    spec: CaptureSpec,
+    sources: Sequence[str],
+    engine_version: str,
+    compression: Compression,
+) -> ShardSummary:
+    """Commit encoded columns; arguments as of `write_shard`, `tensors` uncompressed."""
     metadata = {
         "format": FORMAT,
         "version": VERSION,
         "spec": json.dumps(asdict(spec), sort_keys=True),
         "engine_version": engine_version,
-        "records": str(len(records)),
-        "tokens": str(len(tensors["token_ids_low"])),
-        "rows": str(len(tensors["mass"])),
-        "checksum": digest,
+        "sources": json.dumps(list(sources)),
+        "compression": compression,
+        "records": str(len(tensors["keys"])),
+        "tokens": str(int(tensors["token_offsets"][-1])),
+        "rows": str(int(tensors["row_offsets"][-1])),
     }
-    payload = save(tensors, metadata)
-    name = shard_name([record.key for record in records])
-    commit_bytes(folder / name, payload)
+    stored = _compress(tensors, spec) if compression == "zstd" else dict(tensors)
+    metadata["checksum"] = checksum(metadata, stored)
+    payload = serialise(stored, metadata)
+    open_storage(folder).put(name, payload)
     return ShardSummary(
-        name, len(records), int(metadata["tokens"]), int(metadata["rows"]), len(payload), metadata["checksum"]
+        name, len(tensors["keys"]), int(metadata["tokens"]), int(metadata["rows"]), len(payload), metadata["checksum"]
     )
 
 
-def commit_bytes(path: Path, payload: bytes) -> None:
-    """Write a file so that its name never stands for less than all of it: temporary name, fsync, rename.
+def encode_records(records: Sequence[Record], spec: CaptureSpec, sources: Sequence[str]) -> dict[str, np.ndarray]:
+    """All columns of `schema.columns`, uncompressed.
 
     Raises:
-        DataError: the file system refuses; the temporary file is removed.
-
+        ValueError: ids outside the vocabulary, impossible log-probabilities, no record, more than 65,536 sources.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            stream.write(payload)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.rename(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise DataError(
-            f"cannot write {len(payload)} bytes: {error.strerror}",
-            where=str(path),
-            fix="make room or choose another output, then run the same command again; finished shards are kept",
-        ) from None
-
-
-def read_spec(path: Path) -> CaptureSpec:
-    """The capture spec that a shard was written with."""
-    metadata, _ = _header(path)
-    return CaptureSpec(**json.loads(metadata["spec"]))
-
-
-def read_summary(path: Path) -> ShardSummary:
-    """The index entry of a shard, from its header alone.
-
-    Raises:
-        DataError: the file is cut, or not a shard of this format and version.
-
-    """
-    metadata, _ = _header(path)
-    return ShardSummary(
-        path.name,
-        int(metadata["records"]),
-        int(metadata["tokens"]),
-        int(metadata["rows"]),
-        path.stat().st_size,
-        metadata["checksum"],
-    )
-
-
-def read_keys(path: Path) -> list[bytes]:
-    """Keys of a shard's records, in order."""
-    _header(path)
-    with safe_open(str(path), framework="numpy") as shard:
-        return [bytes(row) for row in shard.get_tensor("keys")]
-
-
-def verify_shard(path: Path) -> None:
-    """Read all of a shard and compare it with its checksum.
-
-    Raises:
-        DataError: it differs.
-
-    """
-    metadata, names = _header(path)
-    with safe_open(str(path), framework="numpy") as shard:
-        found = _checksum({name: shard.get_tensor(name) for name in names})
-    if found != metadata["checksum"]:
-        raise DataError(f"damaged: the checksum is {found}, the header says {metadata['checksum']}", where=str(path))
-
-
-def _header(path: Path) -> tuple[dict[str, str], list[str]]:
-    fix = "remove the file and run `llmdistill generate` again: only its records are made anew"
-    try:
-        with safe_open(str(path), framework="numpy") as shard:
-            metadata = shard.metadata() or {}
-            names = list(shard.keys())
-    except (SafetensorError, OSError) as error:
-        size = path.stat().st_size if path.exists() else 0
-        raise DataError(f"cannot be read as a shard ({size} bytes): {error}", where=str(path), fix=fix) from None
-    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
-        raise DataError(
-            f"this is format {metadata.get('format')!r} version {metadata.get('version')!r},"
-            f" and this program reads {FORMAT!r} version {VERSION!r}",
-            where=str(path),
-        )
-    if missing := set(TENSORS) - set(names):
-        raise DataError(f"these tensors are missing: {', '.join(sorted(missing))}", where=str(path), fix=fix)
-    return metadata, list(TENSORS)
-
-
-def _encode(records: Sequence[Record], spec: CaptureSpec) -> dict[str, np.ndarray]:
-    def joined(arrays: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate(arrays)
-
-    def offsets(lengths: list[int]) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-
-    token_low, token_high = encode_ids(joined([r.token_ids_N for r in records])[:, None], spec.vocabulary_size)
-    entry_low, entry_high = encode_ids(joined([r.rows.ids_RK for r in records]), spec.vocabulary_size)
-    codes_RK, mass_R = encode_logprobs(joined([r.rows.logprobs_RK for r in records]))
-    actual_R = joined([r.rows.actual_logprobs_R for r in records])
-    if np.isnan(actual_R).any():
-        raise ValueError("the log-probability of an actual token is NaN")
-    tensors = {
-        "keys": np.frombuffer(b"".join(r.key for r in records), np.uint8).reshape(-1, RECORD_KEY_BYTES),
-        "splits": np.array([r.split for r in records], np.uint64),
-        "finish_reasons": np.array([FINISH_REASONS.index(r.finish_reason) for r in records], np.uint8),
-        "token_offsets": offsets([len(r.token_ids_N) for r in records]),
-        "row_offsets": offsets([len(r.rows.ids_RK) for r in records]),
-        "token_ids_low": token_low[:, 0],
-        "token_ids_high": token_high,
-        "supervised": joined([r.supervised_N for r in records]).astype(np.uint8),
-        "actual_logprobs": np.maximum(actual_R, np.finfo(np.float16).min).astype(np.float16),
-        "mass": mass_R,
-        "entry_ids_low": entry_low,
-        "entry_ids_high": entry_high,
-        "entry_codes": codes_RK,
+    if not records:
+        raise ValueError("a shard needs a record")
+    rows = [record.rows for record in records]
+    tokens_N = np.concatenate([record.token_ids_N for record in records])
+    low_N, _ = encode_ids(tokens_N, spec.vocabulary_size)
+    tensors: dict[str, np.ndarray] = {
+        "keys": np.frombuffer(b"".join(record.key for record in records), np.uint8).reshape(-1, RECORD_KEY_BYTES),
+        "splits": np.array([record.split for record in records], np.uint64),
+        "finish_reasons": np.array([FINISH_REASONS.index(record.finish_reason) for record in records], np.uint8),
+        "source_ids": np.array([sources.index(record.source) for record in records], np.uint16),
+        "token_offsets": _offsets([len(record.token_ids_N) for record in records]),
+        "row_offsets": _offsets([len(part.actual_logprobs_R) for part in rows]),
+        "token_ids_low": low_N,
+        "token_ids_high": pack_fields(tokens_N >> 16, high_bits(spec.vocabulary_size)),
+        "supervised": pack_fields(np.concatenate([record.supervised_N for record in records]), 1),
+        **encode_rows(rows, spec),
     }
-    return {name: np.ascontiguousarray(tensors[name]) for name in TENSORS}
+    if spec.kind != "top_k":
+        ragged = [part for part in rows if not isinstance(part, TopKRows)]
+        tensors["entry_offsets"] = _offsets([len(part.ids_E) for part in ragged])
+    if spec.kind == "head_tail":
+        heads = [part for part in rows if isinstance(part, HeadTailRows)]
+        tensors["head_offsets"] = _offsets([len(part.head_logprobs_H) for part in heads])
+    tensors["record_checksums"] = record_checksums(tensors, spec)
+    return {column.name: np.ascontiguousarray(tensors[column.name]) for column in columns(spec)}
 
 
-def _checksum(tensors: dict[str, np.ndarray]) -> str:
+def _offsets(lengths: list[int]) -> np.ndarray:
+    return np.array([0, *np.cumsum(lengths, dtype=np.int64).tolist()], np.int64)
+
+
+def bounds_of(column: Column, offsets: Mapping[str, np.ndarray]) -> np.ndarray:
+    """int64 [S + 1]: where each record starts along the column's first axis."""
+    if column.per == "tail":
+        drawn: np.ndarray = offsets["entry_offsets"] - offsets["head_offsets"]
+        return drawn
+    return offsets[OFFSETS[column.per]]
+
+
+def record_checksums(tensors: Mapping[str, np.ndarray], spec: CaptureSpec) -> np.ndarray:
+    """uint32 [S]: for each record `record_checksum` of its part of every column."""
+    data = [column for column in columns(spec) if column.per not in ("record", "bound")]
+    bounds = {column.name: bounds_of(column, tensors).tolist() for column in data}
+    found = np.zeros(len(tensors["keys"]), np.uint32)
+    for record in range(len(found)):
+        parts = []
+        for column in data:
+            start, stop = bounds[column.name][record : record + 2]
+            values = tensors[column.name]
+            parts.append(unpack_fields(values, column.bits, start, stop - start) if column.bits else values[start:stop])
+        found[record] = record_checksum(parts)
+    return found
+
+
+def record_checksum(parts: Sequence[np.ndarray]) -> int:
+    """CRC-32 over a record's bytes, column after column in the order of the schema, packed fields as a byte each."""
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(np.ascontiguousarray(part).view(np.uint8).data if part.size else b"", crc)
+    return crc
+
+
+def checksum(metadata: Mapping[str, str], stored: Mapping[str, np.ndarray]) -> str:
+    """blake2b-128 of a file: its metadata without the checksum, then its tensors by name."""
     digest = hashlib.blake2b(digest_size=16)
-    for name in TENSORS:
-        array: np.ndarray[Any, Any] = tensors[name]
+    said = {key: value for key, value in metadata.items() if key != "checksum"}
+    digest.update(json.dumps(said, sort_keys=True, separators=(",", ":")).encode())
+    for name in sorted(stored):
+        array: np.ndarray[Any, Any] = np.ascontiguousarray(stored[name])
         digest.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
-        digest.update(np.ascontiguousarray(array).data)
+        digest.update(array.view(np.uint8).data if array.size else b"")
     return digest.hexdigest()
+
+
+def serialise(stored: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file: eight bytes of length, the header, the tensors.
+
+    The library's own `save` writes the metadata in an order that changes from call to call; here equal contents are
+    equal bytes, whoever writes them.
+    """
+    # Wide types first, so that every tensor lies at a multiple of its width.
+    names = sorted(stored, key=lambda name: (-stored[name].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    parts, end = [], 0
+    for name in names:
+        array = np.ascontiguousarray(stored[name])
+        code = DTYPES[array.dtype.name]
+        header[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
+        parts.append(array.tobytes())
+        end += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+
+
+def _compress(tensors: Mapping[str, np.ndarray], spec: CaptureSpec) -> dict[str, np.ndarray]:
+    records = block_bounds(tensors["row_offsets"])
+    stored = {"block_records": records}
+    for column in columns(spec):
+        if column.blocked:
+            bounds = bounds_of(column, tensors)[records]
+            stored[column.name], stored[f"{column.name}.blocks"] = compress_column(column, tensors[column.name], bounds)
+        else:
+            stored[column.name] = tensors[column.name]
+    return stored

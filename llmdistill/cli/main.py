@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from llmdistill import __version__
+from llmdistill.cli.cache import cache
 from llmdistill.errors import LLMDistillError
 
 
@@ -25,6 +26,9 @@ def cli(context: click.Context, debug: bool) -> None:
     was asked.
     """
     context.obj = {"debug": debug}
+
+
+cli.add_command(cache)
 
 
 def _stage_command(name: str, help_text: str) -> None:

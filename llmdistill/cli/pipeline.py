@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmdistill.cache.shard import commit_bytes
+from llmdistill.cache.storage import commit_bytes
 from llmdistill.cli import stages
 from llmdistill.config.run import RunConfig
 from llmdistill.observe.provenance import provenance

@@ -14,7 +14,7 @@ from typing import Any
 
 from llmdistill.cache.index import committed_keys, write_index
 from llmdistill.cache.reader import CacheReader
-from llmdistill.cache.shard import commit_bytes
+from llmdistill.cache.storage import commit_bytes
 from llmdistill.cluster import ray_cluster
 from llmdistill.config.objectives import AnyObjective, SequenceCEConfig
 from llmdistill.config.run import RunConfig

@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from llmdistill.cache.shard import commit_bytes
+from llmdistill.cache.storage import commit_bytes
 from llmdistill.errors import DataError
 from llmdistill.observe.run_folder import RunFolder
 from llmdistill.trainer.metrics import read_metrics

@@ -2,7 +2,7 @@
 
 1. `StepPlan` (cache/order.py) names the records of each packed sequence of a step.
 2. `collate` lays their tokens one after the other and lists the rows that have a teacher distribution.
-3. `read_ahead` does so in a thread while the device computes.
+3. `read_ahead` does so in threads while the device computes.
 
 Resuming at step n means starting the plan at step n; nothing else has state.
 """
@@ -12,14 +12,17 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
 from llmdistill.cache.order import StepPlan
+from llmdistill.cache.prefetch import prefetch
 from llmdistill.cache.reader import CacheReader, EncodedRows
 from llmdistill.objectives.targets import TeacherTargets, TopKTargets
+
+READ_AHEAD_BYTES = 256 << 20
+"""Encoded rows that a rank holds in advance."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +127,10 @@ def read_ahead(
     micro_batch_size: int,
     sequence_length: int,
 ) -> Iterator[Step]:
-    """The steps first … len(plan) - 1 of one rank, each read while the one before is computed."""
+    """The steps first … len(plan) - 1 of one rank, read ahead as far as `READ_AHEAD_BYTES` allows."""
 
     def load(number: int) -> Step:
-        everyone = [record for members in plan.step(number) for record in members]
+        everyone = plan.step_records(number)
         batches = plan.micro_batches(number, rank, num_ranks, micro_batch_size)
         return Step(
             number,
@@ -137,12 +140,13 @@ def read_ahead(
             0.0,
         )
 
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as pool:
-        upcoming = pool.submit(load, first) if first < len(plan) else None
-        for number in range(first, len(plan)):
-            assert upcoming is not None
-            started = time.monotonic()
-            step = upcoming.result()
-            step = dataclasses.replace(step, wait_seconds=time.monotonic() - started)
-            upcoming = pool.submit(load, number + 1) if number + 1 < len(plan) else None
-            yield step
+    def size(number: int) -> int:
+        return int(reader.row_counts[plan.step_records(number)].sum()) * reader.row_bytes() // num_ranks
+
+    steps = prefetch(range(first, len(plan)), load, size, READ_AHEAD_BYTES)
+    while True:
+        started = time.monotonic()
+        step = next(steps, None)
+        if step is None:
+            return
+        yield dataclasses.replace(step, wait_seconds=time.monotonic() - started)

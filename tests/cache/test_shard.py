@@ -1,113 +1,174 @@
-"""One cache, from records to bytes and back."""
+from __future__ import annotations
 
-import dataclasses
-import os
+import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
-from llmdistill.cache.codec import decode_ids, encode_ids, high_bits
-from llmdistill.cache.index import committed_keys, shard_folder, shard_paths, write_index
 from llmdistill.cache.reader import CacheReader
-from llmdistill.cache.shard import read_summary, verify_shard, write_shard
+from llmdistill.cache.rows import EncodedRows
+from llmdistill.cache.shard_file import ShardFile
 from llmdistill.errors import DataError
-from tests.helpers import SPEC, make_cache, make_record
+from llmdistill.types import HeadTailRows, Record, SampledRows, TopKRows
+
+KINDS = ("top_k", "sampled", "head_tail")
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+@pytest.mark.parametrize("vocabulary", [1000, 151_936])
+@pytest.mark.parametrize("kind", KINDS)
+def test_records_come_back(tmp_path: Path, make: Any, kind: str, vocabulary: int, compression: str) -> None:
+    spec = make.spec(kind, vocabulary_size=vocabulary, temperatures=(2.0, 0.5))
+    records = make.records(spec, 30)
+    make.cache(tmp_path, records, spec, per_shard=7, compression=compression)
+    reader = CacheReader(tmp_path)
+    assert reader.spec == spec
+    assert list(reader.keys) == sorted(record.key for record in records)
+    by_key = {record.key: record for record in records}
+    for number, key in enumerate(reader.keys):
+        expected, found = by_key[key], reader.read(number)
+        assert found.token_ids_N.tolist() == expected.token_ids_N.tolist()
+        assert found.supervised_N.tolist() == expected.supervised_N.tolist()
+        assert (found.finish_reason, found.source) == (expected.finish_reason, expected.source)
+        assert int(reader.splits[number]) == expected.split
+        assert np.allclose(found.rows.actual_logprobs_R, expected.rows.actual_logprobs_R, rtol=1e-3)
+        assert np.allclose(found.rows.entropy_R, expected.rows.entropy_R, rtol=1e-3)
+        assert np.array_equal(found.rows.logsumexp_RJ, expected.rows.logsumexp_RJ)
+        require_same_entries(found.rows, expected)
+
+
+def require_same_entries(rows: EncodedRows, expected: Record) -> None:
+    ids_RK, logprobs_RK = (part.numpy() for part in rows.decode(rows.spec.vocabulary_size))
+    said, probabilities_RK = expected.rows, np.exp(logprobs_RK.astype(np.float64))
+    assert np.allclose(probabilities_RK.sum(1), rows.mass_R, rtol=1e-5)
+    if isinstance(said, TopKRows):
+        assert np.array_equal(ids_RK, said.ids_RK)
+        assert np.abs(logprobs_RK - said.logprobs_RK).max(initial=0) < 0.2
+        return
+    filled = logprobs_RK > -np.inf
+    assert ids_RK[filled].tolist() == said.ids_E.tolist()
+    assert (ids_RK == np.where(filled, ids_RK, ids_RK[:, :1])).all()
+    if isinstance(said, SampledRows):
+        assert np.allclose(probabilities_RK[filled], said.counts_E / rows.spec.draws, rtol=1e-5)
+        return
+    assert isinstance(said, HeadTailRows)
+    heads = iter(np.split(said.head_logprobs_H, np.cumsum(said.heads_R)[:-1]))
+    draws = iter(np.split(said.tail_counts_F, np.cumsum(said.tails_R)[:-1]))
+    for row in range(len(said.heads_R)):
+        head, count = next(heads), next(draws)
+        rest = 1 - np.exp(head.astype(np.float64)).sum()
+        expected_row = np.concatenate([np.exp(head), rest * count / count.sum()])
+        assert np.allclose(probabilities_RK[row][filled[row]], expected_row, rtol=0.1, atol=1e-6)
+
+
+@pytest.mark.parametrize("format", ["u4", "u8", "u12", "f16"])
+@pytest.mark.parametrize("kind", ["top_k", "head_tail"])
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_every_logprob_format_is_stored(tmp_path: Path, make: Any, kind: str, format: str, compression: str) -> None:
+    spec = make.spec(kind, logprobs=format, **({"top_k": 7} if kind == "top_k" else {}))
+    records = make.records(spec, 9)
+    make.cache(tmp_path, records, spec, compression=compression)
+    reader = CacheReader(tmp_path)
+    by_key = {record.key: record.rows for record in records}
+    worst = 0.0
+    for number in range(len(reader)):
+        rows, said = reader.read(number).rows, by_key[reader.keys[number]]
+        logprobs_RK = rows.decode(1000)[1].numpy()
+        assert np.allclose(np.exp(logprobs_RK).sum(1), rows.mass_R, rtol=1e-4)
+        if isinstance(said, TopKRows) and len(logprobs_RK):
+            worst = max(worst, float(np.abs(logprobs_RK - said.logprobs_RK).max()))
+    assert worst <= {"u4": 2.0, "u8": 0.12, "u12": 0.008, "f16": 0.008}[format]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_concatenated_rows_decode_as_single_ones(tmp_path: Path, make: Any, kind: str) -> None:
+    spec = make.spec(kind, vocabulary_size=151_936)
+    make.cache(tmp_path, make.records(spec, 6), spec)
+    reader = CacheReader(tmp_path)
+    parts = [reader.read(number).rows for number in range(6)]
+    ids, logprobs = EncodedRows.concatenate(parts).to(torch.device("cpu")).decode(151_936)
+    start = 0
+    for part in parts:
+        one_ids, one_logprobs = part.decode(151_936)
+        width = one_ids.shape[1]
+        assert torch.equal(ids[start : start + len(part), :width], one_ids)
+        assert torch.allclose(logprobs[start : start + len(part), :width], one_logprobs, atol=1e-6)
+        start += len(part)
+    assert start == len(ids)
+
+
+def test_the_plain_library_opens_a_shard(small_cache: Callable[..., Any]) -> None:
+    cache, records, spec = small_cache()
+    path = next((cache / "shards").glob("*.safetensors"))
+    with safe_open(path, framework="numpy") as shard:
+        assert shard.metadata()["format"] == "llmdistill-cache"
+        assert shard.get_tensor("entry_ids_low").shape[1] == spec.top_k
+        keys = {bytes(key) for key in shard.get_tensor("keys")}
+    assert keys <= {record.key for record in records}
+
+
+def test_a_pickle_is_never_read(tmp_path: Path) -> None:  # case S1
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.mkdir, (tmp_path / "evil",)
+
+    stream = io.BytesIO()
+    np.save(stream, np.array([Evil()], dtype=object), allow_pickle=True)
+    path = tmp_path / "shards" / "x.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(stream.getvalue())
+    with pytest.raises(DataError, match=r"x\.safetensors"):
+        CacheReader(tmp_path)
+    assert not (tmp_path / "evil").exists()
 
 
 @pytest.mark.parametrize(
-    ("size", "width"), [(300, 0), (65536, 0), (65537, 1), (151_936, 2), (262_144, 2), (300_000, 4)]
+    ("change", "message"),
+    [
+        ({"ids_RK": lambda ids: ids + 1000}, "ids must be"),
+        ({"logprobs_RK": lambda values: values * np.nan}, "at most 1"),
+        ({"logprobs_RK": lambda values: values * 0}, "at most 1"),
+        ({"logprobs_RK": lambda values: values[:, ::-1]}, "sorted"),
+        ({"actual_logprobs_R": lambda values: values + 100}, "actual token"),
+        ({"entropy_R": lambda values: values - 100}, "entropies"),
+    ],
 )
-def test_ids_of_any_vocabulary_return_exactly(size: int, width: int) -> None:
-    assert high_bits(size) == width
-    ids = np.random.default_rng(0).integers(0, size, (7, 13))
-    ids[0, :2] = 0, size - 1
-    low, high = encode_ids(ids, size)
-    assert decode_ids(torch.from_numpy(low), torch.from_numpy(high), size).tolist() == ids.tolist()
-    with pytest.raises(ValueError, match=f"0 … {size - 1}"):
-        encode_ids(np.array([[size]]), size)
+def test_impossible_rows_are_refused(tmp_path: Path, make: Any, change: dict[str, Any], message: str) -> None:
+    spec = make.spec()
+    record = next(record for record in make.records(spec, 9) if len(record.rows.ids_RK))
+    for name, function in change.items():
+        object.__setattr__(record.rows, name, function(getattr(record.rows, name)))
+    with pytest.raises(ValueError, match=message):
+        make.cache(tmp_path, [record], spec)
+    assert not list(tmp_path.rglob("*.*"))
 
 
-def test_records_return_and_order_follows_their_keys(tmp_path: Path) -> None:
-    made = sorted(make_cache(tmp_path), key=lambda record: record.key)
-    reader = CacheReader(tmp_path)
-    assert reader.keys == [record.key for record in made]
-    for number, record in enumerate(made):
-        found = reader.read(number)
-        assert found.token_ids_N.tolist() == record.token_ids_N.tolist()
-        assert found.supervised_N.tolist() == record.supervised_N.tolist()
-        ids, logprobs = found.rows.decode(SPEC.vocabulary_size)
-        assert ids.tolist() == record.rows.ids_RK.tolist()
-        mass = np.exp(record.rows.logprobs_RK.astype(float)).sum(axis=1)
-        assert torch.logsumexp(logprobs, 1).exp().tolist() == pytest.approx(mass.tolist(), rel=1e-5)
-        assert np.abs(logprobs.numpy() - record.rows.logprobs_RK).max() < 0.1
-        assert found.rows.actual_logprobs_R.tolist() == pytest.approx(record.rows.actual_logprobs_R.tolist(), rel=1e-3)
+def test_tokens_outside_the_vocabulary_are_refused(tmp_path: Path, make: Any) -> None:
+    spec = make.spec()
+    records = make.records(spec, 1)
+    records[0].token_ids_N[0] = 1000
+    with pytest.raises(ValueError, match="found"):
+        make.cache(tmp_path, records, spec)
 
 
-def test_split_is_by_the_prompts_hash(tmp_path: Path) -> None:
-    make_cache(tmp_path, records=40)
-    reader = CacheReader(tmp_path)
-    train, held_out = reader.split(0.25)
-    assert sorted([*train, *held_out]) == list(range(40))
-    assert 3 <= len(held_out) <= 18
-    assert (reader.splits[held_out].astype(float) < 0.25 * 2**64).all()
-    assert set(held_out) <= set(reader.split(0.5)[1])
+def test_another_version_is_refused_by_name(small_cache: Callable[..., Any]) -> None:
+    cache, _, _ = small_cache()
+    path = next((cache / "shards").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes().replace(b'"version":"2"', b'"version":"9"'))
+    with pytest.raises(DataError, match="version '9'"):
+        ShardFile(path)
 
 
-def test_another_capture_is_refused_with_the_difference(tmp_path: Path) -> None:
-    made = make_cache(tmp_path)
-    assert committed_keys(tmp_path, SPEC) == {record.key for record in made}
-    with pytest.raises(DataError, match="top_k: the cache has 8, asked is 16"):
-        committed_keys(tmp_path, dataclasses.replace(SPEC, top_k=16))
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "flipped"])
-def test_damage_is_named_by_file(tmp_path: Path, damage: str) -> None:
-    make_cache(tmp_path)
-    path = shard_paths(tmp_path)[1]
-    content = bytearray(path.read_bytes())
-    if damage == "flipped":
-        content[-1] ^= 4
-    path.write_bytes({"cut": content[:-7], "empty": b"", "flipped": content}[damage])
-    with pytest.raises(DataError, match=path.name):
-        verify_shard(path)
-    if damage != "flipped":
-        with pytest.raises(DataError, match=path.name):
-            CacheReader(tmp_path)
-
-
-def test_an_interrupted_writer_leaves_nothing_that_counts(tmp_path: Path) -> None:
-    made = make_cache(tmp_path)
-    leftover = shard_folder(tmp_path) / ".abc.safetensors.1234.tmp"
-    leftover.write_bytes(b"half a shard")
-    assert len(committed_keys(tmp_path, SPEC)) == len(made)
-    assert not leftover.exists()
-
-
-def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DataError, match="No space left on device"):
-        write_shard(shard_folder(tmp_path), [make_record(1)], SPEC, "fake-1")
-    assert not list(shard_folder(tmp_path).iterdir())
-
-
-def test_the_index_is_made_again_from_the_shards(tmp_path: Path) -> None:
-    make_cache(tmp_path)
-    before = (tmp_path / "index.json").read_bytes()
-    (tmp_path / "index.json").unlink()
-    index = write_index(tmp_path)
-    assert (tmp_path / "index.json").read_bytes() == before
-    assert index["records"] == 12
-    assert read_summary(shard_paths(tmp_path)[0]).records in (5, 2)
-
-
-def test_impossible_rows_are_refused(tmp_path: Path) -> None:
-    record = make_record(1)
-    for logprobs in (record.rows.logprobs_RK * np.nan, np.zeros_like(record.rows.logprobs_RK)):
-        broken = dataclasses.replace(record, rows=dataclasses.replace(record.rows, logprobs_RK=logprobs))
-        with pytest.raises(ValueError, match="log-probabilities must be numbers"):
-            write_shard(shard_folder(tmp_path), [broken], SPEC, "fake-1")
+def test_reading_twice_gives_the_same_bytes(tmp_path: Path, make: Any) -> None:
+    spec = make.spec()
+    records = make.records(spec, 4)
+    make.cache(tmp_path / "a", records, spec)
+    make.cache(tmp_path / "b", records, spec)
+    (a,), (b,) = (list((tmp_path / name / "shards").iterdir()) for name in "ab")
+    assert a.name == b.name
+    assert a.read_bytes() == b.read_bytes()

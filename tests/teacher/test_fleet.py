@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmdistill.cache.index import committed_keys, shard_paths
+from llmdistill.cache.index import committed_keys, shard_names
 from llmdistill.cache.reader import CacheReader
 from llmdistill.config.capture import CaptureConfig
 from llmdistill.config.teacher import TeacherConfig
@@ -71,7 +71,7 @@ def test_every_request_has_its_record_once_through_deaths_and_failures(ray: None
 
     with pytest.raises(EngineError, match="failed 4 times; the last one"):
         run(tmp_path / "hopeless", "fail")
-    assert shard_paths(tmp_path / "hopeless"), "what was finished before stays"
+    assert shard_names(tmp_path / "hopeless"), "what was finished before stays"
 
     with pytest.raises(ClusterError, match=r"needs 64 CPU, the cluster has \d+"):
         run(tmp_path / "greedy", teacher=TEACHER.model_copy(update={"replicas": 64}))

@@ -1,0 +1,176 @@
+"""Copying records between caches as they lie: nothing is decoded, so nothing is lost.
+
+The destination gets each record once, in shards of a chosen size and compression; records that it has already are left
+alone, so an interrupted merge is continued by the same command. Merging one cache into an empty folder rewrites it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from llmdistill.cache.codec import pack_fields
+from llmdistill.cache.hidden import SidecarFile, put_sidecar
+from llmdistill.cache.index import open_shards, require_same_spec, shard_folder, shard_names, shard_storage, write_index
+from llmdistill.cache.schema import columns
+from llmdistill.cache.shard import OFFSETS, Compression, put_shard, shard_name
+from llmdistill.cache.shard_file import ShardFile
+from llmdistill.errors import DataError
+from llmdistill.types import CaptureSpec
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What was done."""
+
+    added: int
+    already: int
+    """Records that the destination had, or that came twice."""
+    shards: int
+    """Shards written."""
+
+
+@dataclass
+class StoredParts:
+    """One record as it lies in a shard."""
+
+    key: bytes
+    scalars: dict[str, np.generic]
+    """Its entry of each column per record, but the key."""
+    source: str
+    parts: dict[str, np.ndarray]
+    """As of `ShardFile.record`."""
+    engine_version: str
+    hidden: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """About the size of the record."""
+        hidden = sum(part.numel() * part.element_size() for part in self.hidden.values())
+        return sum(part.nbytes for part in self.parts.values()) + hidden
+
+
+def merge(
+    destination: Path | str,
+    sources: Sequence[Path | str],
+    compression: Compression = "none",
+    shard_bytes: int = 64 << 20,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Merge:
+    """Copy the records of `sources` into `destination`, which may be new.
+
+    Args:
+        destination: cache to write.
+        sources: caches to read; all captured under one spec, which is also the destination's.
+        compression: of the new shards.
+        shard_bytes: a new shard is closed when its records reach this size, uncompressed.
+        on_progress: called with the number of records read.
+
+    Raises:
+        DataError: a source is empty or damaged, or the specs differ.
+    """
+    spec: CaptureSpec | None = None
+    have: set[bytes] = set()
+    for shard in open_shards(destination):
+        spec = spec or shard.spec
+        have.update(map(bytes, shard.stored("keys")))
+    for source in sources:
+        if not (names := shard_names(source)):
+            raise DataError("the cache holds no shard", where=str(source))
+        # All headers before any record: a wrong source must not leave half a merge behind.
+        for shard in open_shards(source, names):
+            spec = spec or shard.spec
+            require_same_spec(shard.spec, spec, str(source))
+    assert spec is not None
+    read = added = shards = size = 0
+    batch: list[StoredParts] = []
+
+    def flush() -> None:
+        nonlocal shards, size, batch
+        if batch:
+            write_stored(destination, batch, spec, compression)
+            shards, size, batch = shards + 1, 0, []
+
+    for record in (record for source in sources for record in stored_records(source)):
+        read += 1
+        on_progress(read)
+        if record.key in have:
+            continue
+        have.add(record.key)
+        added += 1
+        batch.append(record)
+        size += record.bytes
+        if size >= shard_bytes:
+            flush()
+    flush()
+    write_index(destination)
+    return Merge(added, read - added, shards)
+
+
+def stored_records(cache: Path | str) -> Iterator[StoredParts]:
+    """All records of a cache, shard by shard, duplicates included.
+
+    Raises:
+        DataError: a record is damaged.
+    """
+    storage = shard_storage(cache)
+    for name in shard_names(cache):
+        with ShardFile(storage.local(name)) as shard:
+            sidecar = SidecarFile(shard_folder(cache), name) if shard.spec.hidden_layers else None
+            keys, sources = shard.stored("keys"), shard.sources
+            scalars = {column.name: shard.stored(column.name) for column in shard.columns if column.per == "record"}
+            del scalars["keys"]
+            for position in range(len(keys)):
+                yield StoredParts(
+                    bytes(keys[position]),
+                    {key: values[position] for key, values in scalars.items()},
+                    sources[int(scalars["source_ids"][position])],
+                    shard.record(position),
+                    shard.metadata["engine_version"],
+                    sidecar.stored(position) if sidecar else {},
+                )
+
+
+def write_stored(
+    cache: Path | str, records: Sequence[StoredParts], spec: CaptureSpec, compression: Compression
+) -> None:
+    """Commit stored records as one shard (and its sidecar)."""
+    folder = shard_folder(cache)
+    name = shard_name([record.key for record in records])
+    sources = sorted({record.source for record in records})
+    versions = sorted({record.engine_version for record in records})
+    if spec.hidden_layers:
+        hidden = {key: torch.cat([record.hidden[key] for record in records]) for key in records[0].hidden}
+        rows = [len(record.parts["actual_logprobs"]) for record in records]
+        put_sidecar(folder, name, [record.key for record in records], rows, hidden)
+    put_shard(folder, name, assemble(records, spec, sources), spec, sources, ", ".join(versions), compression)
+
+
+def assemble(records: Sequence[StoredParts], spec: CaptureSpec, sources: Sequence[str]) -> dict[str, np.ndarray]:
+    """The columns of a shard that holds these records; the inverse of `ShardFile.record`."""
+    tensors: dict[str, np.ndarray] = {}
+    lengths: dict[str, list[int]] = {}
+    for column in columns(spec):
+        if column.per == "record":
+            continue
+        if column.per != "bound":
+            parts = [record.parts[column.name] for record in records]
+            joined = np.concatenate(parts)
+            tensors[column.name] = pack_fields(joined, column.bits) if column.bits else joined
+            lengths.setdefault(OFFSETS.get(column.per, ""), [len(part) for part in parts])
+    for column in columns(spec):
+        if column.per == "bound":
+            tensors[column.name] = np.concatenate([[0], np.cumsum(lengths[column.name], dtype=np.int64)])
+        elif column.name == "keys":
+            tensors["keys"] = np.frombuffer(b"".join(record.key for record in records), np.uint8).reshape(
+                len(records), -1
+            )
+        elif column.name == "source_ids":
+            tensors["source_ids"] = np.array([sources.index(record.source) for record in records], np.uint16)
+        elif column.per == "record":
+            tensors[column.name] = np.array([record.scalars[column.name] for record in records], column.dtype)
+    return {column.name: np.ascontiguousarray(tensors[column.name]) for column in columns(spec)}

@@ -1,0 +1,104 @@
+"""What a cache holds, in numbers, in one pass of bounded memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmdistill.cache.index import open_shards, require_same_spec
+from llmdistill.cache.shard_file import ShardFile
+from llmdistill.errors import DataError
+from llmdistill.types import FINISH_REASONS, CaptureSpec
+
+QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
+_BINS = 1 << 16
+
+
+class _Histogram:
+    """Mean and quantiles of values in low … high, to (high - low)/65,536."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self._low, self._step = low, (high - low) / _BINS
+        self._counts = np.zeros(_BINS, np.int64)
+        self._sum = 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        values = values.astype(np.float64)
+        bins = np.clip((values - self._low) / self._step, 0, _BINS - 1).astype(np.int64)
+        self._counts += np.bincount(bins, minlength=_BINS)
+        self._sum += float(values.sum())
+
+    def summary(self) -> dict[str, float] | None:
+        """None where there are no values."""
+        total = int(self._counts.sum())
+        if not total:
+            return None
+        running = np.cumsum(self._counts)
+        quantiles = [self._low + self._step * float(np.searchsorted(running, q * total)) for q in QUANTILES]
+        return {"mean": self._sum / total} | {
+            f"p{q * 100:g}": value for q, value in zip(QUANTILES, quantiles, strict=True)
+        }
+
+
+def cache_stats(cache: Path | str) -> dict[str, Any]:
+    """Counts, bytes, captured mass, entropy, perplexity, lengths, finish reasons, sources and who made it.
+
+    Bytes per row are those of the shard files, everything included, over supervised rows; bytes per token over prompt
+    and response tokens.
+
+    Raises:
+        DataError: no shard, a damaged one, or shards of different captures.
+    """
+    spec: CaptureSpec | None = None
+    sums: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    sources: Counter[str] = Counter()
+    engines: Counter[str] = Counter()
+    mass, entropy = _Histogram(0, 1), _Histogram(0, 16)
+    tokens, rows, logprobs = _Histogram(0, _BINS), _Histogram(0, _BINS), 0.0
+    for shard in open_shards(cache):
+        spec = spec or shard.spec
+        require_same_spec(shard.spec, spec, str(shard.path))
+        summary = shard.summary
+        sums.update(shards=1, records=summary.records, tokens=summary.tokens, rows=summary.rows, bytes=summary.bytes)
+        engines[shard.metadata["engine_version"]] += summary.records
+        reasons.update(FINISH_REASONS[number] for number in shard.stored("finish_reasons").tolist())
+        names = shard.sources
+        sources.update(names[number] for number in shard.stored("source_ids").tolist())
+        columns = {column.name: column for column in shard.columns}
+        if "mass" in columns:
+            mass.add(shard.column(columns["mass"]))
+        found = shard.column(columns["entropies"]).astype(np.float32)
+        entropy.add(found[~np.isnan(found)])
+        logprobs += float(shard.column(columns["actual_logprobs"]).sum(dtype=np.float64))
+        tokens.add(np.diff(shard.offsets["token_offsets"]))
+        rows.add(np.diff(shard.offsets["row_offsets"]))
+        sums["entries"] += _entries(shard)
+    if spec is None:
+        raise DataError("the cache holds no shard", where=str(cache), fix="run `llmdistill generate` first")
+    count = max(sums["rows"], 1)
+    return {
+        **{name: sums[name] for name in ("shards", "records", "tokens", "rows", "bytes")},
+        "bytes_per_row": sums["bytes"] / count,
+        "bytes_per_token": sums["bytes"] / max(sums["tokens"], 1),
+        "entries_per_row": sums["entries"] / count,
+        "captured_mass": mass.summary(),
+        "entropy": entropy.summary(),
+        "mean_actual_logprob": logprobs / count,
+        "tokens_per_record": tokens.summary(),
+        "rows_per_record": rows.summary(),
+        "finish_reasons": dict(reasons),
+        "sources": dict(sources),
+        "engine_versions": dict(engines),
+        "spec": asdict(spec),
+    }
+
+
+def _entries(shard: ShardFile) -> int:
+    if shard.spec.kind == "top_k":
+        return shard.summary.rows * shard.spec.top_k
+    return int(shard.offsets["entry_offsets"][-1])
