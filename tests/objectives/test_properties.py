@@ -58,6 +58,8 @@ def test_a_bucket_never_raises_the_divergence(name: str, options: dict, both: tu
 @quick
 def test_all_ids_kept_equal_dense(name: str, options: dict, both: tuple, temperature: float) -> None:
     teacher, student = both
+    # Equal probabilities have no order, and adaptive_kl jumps where the head's mass is exactly a half.
+    teacher = teacher + 1e-3 * torch.arange(teacher.shape[1])
     terms = [term(name, temperature=temperature, **options)]
     kept = row_values(student, top_k(teacher, teacher.shape[1], temperatures=(2.0, 0.25)), terms)
     torch.testing.assert_close(kept, row_values(student, dense(teacher), terms), rtol=1e-6, atol=1e-9)
