@@ -223,13 +223,12 @@ def _require_temperature(objective: TemperedConfig, where: str, kind: str, tempe
     if kind != "top_k":
         raise ValueError(
             f"{where}.temperature: {kind} entries are right on average at temperature 1 only, not at {value:g}; use"
-            f" 1.0, or capture.kind: top_k with {value:g} in capture.temperatures"
+            " 1.0"
         )
     if value not in temperatures:
         raise ValueError(
             f"{where}.temperature: {value:g} needs the teacher's log-sum-exp at that temperature, and only"
-            f" {', '.join(f'{held:g}' for held in sorted({1.0, *temperatures}))} is captured; use 1.0, or add {value:g}"
-            " to capture.temperatures and generate again"
+            f" {', '.join(f'{held:g}' for held in sorted({1.0, *temperatures}))} is captured; use 1.0"
         )
 
 

@@ -52,7 +52,7 @@ class RunConfig(Section):
         require_captured(
             self.objectives,
             kind=self.capture.kind,
-            temperatures=(),
+            temperatures=(),  # no engine captures log-sum-exps yet
             mode=self.prompts.mode,
             sampling=(sampling.temperature, sampling.top_p),
         )
