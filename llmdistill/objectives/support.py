@@ -87,7 +87,7 @@ def tempered_top_k(targets: TopKTargets, temperature: float, dtype: torch.dtype)
                 f"the cache holds no log-sum-exp at temperature {temperature:g}, only at"
                 f" {', '.join(f'{value:g}' for value in (1.0, *targets.log_sum_exps))}",
                 where="objectives",
-                fix=f"use one of these temperatures, or add {temperature:g} to capture.temperatures and generate again",
+                fix="use one of these temperatures",
             )
         logprobs_RK = logprobs_RK / temperature - targets.log_sum_exps[temperature].to(dtype).unsqueeze(1)
     if targets.valid_RK is not None:

@@ -64,6 +64,7 @@ class MicroBatch:
             logprobs_RK=logprobs_RK,
             mass_R=self.rows.mass_R,
             actual_logprobs_R=self.rows.actual_logprobs_R,
+            log_sum_exps=dict(zip(self.rows.spec.temperatures, self.rows.logsumexp_RJ.unbind(1), strict=True)),
         )
 
 

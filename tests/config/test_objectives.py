@@ -22,7 +22,7 @@ def check(objective: dict, **capture: object) -> None:
         (
             {"type": "jsd", "temperature": 3.0},
             {},
-            ["objectives.0.temperature: 3 needs", "only 1, 2 is captured", "use 1.0, or add 3 to capture.temperatures"],
+            ["objectives.0.temperature: 3 needs", "only 1, 2 is captured", "use 1.0"],
         ),
         (
             {"type": "forward_kl", "temperature": 2.0},

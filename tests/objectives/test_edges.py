@@ -139,7 +139,7 @@ def test_a_temperature_that_is_not_captured_is_refused() -> None:
     logits = random_logits(2, 5, 0)
     with pytest.raises(ConfigError, match=r"at temperature 3, only at 1, 2") as caught:
         row_sums(logits, top_k(logits, 2, temperatures=(2.0,)), [term("forward_kl", temperature=3.0)])
-    assert "use one of these temperatures, or add 3 to capture.temperatures" in str(caught.value)
+    assert "use one of these temperatures" in str(caught.value)
 
 
 def test_float64_stays_and_bfloat16_is_computed_in_float32() -> None:
