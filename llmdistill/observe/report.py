@@ -19,9 +19,8 @@ _NAMES = {
     "sft": "baseline: SFT on the same responses",
     "student": "distilled student",
 }
+_OBJECTIVES = {"forward_kl": "KL(teacher ‖ student), nats", "sequence_ce": "cross-entropy on responses, nats"}
 _CURVES = (
-    ("forward_kl", "KL(teacher ‖ student), nats"),
-    ("sequence_ce", "cross-entropy on responses, nats"),
     ("learning_rate", "learning rate"),
     ("grad_norm", "gradient norm"),
     ("tokens_per_second", "tokens per second"),
@@ -44,6 +43,8 @@ def write_report(folder: RunFolder) -> Path:
     except FileNotFoundError as error:
         raise DataError("is missing", where=str(error.filename), fix="run `llmdistill run CONFIG` first") from None
     metrics = read_metrics(folder.metrics)
+    types = dict.fromkeys([*(item["type"] for item in config["objectives"]), "sequence_ce"])
+    curves = [(name, _OBJECTIVES.get(name, name)) for name in types] + list(_CURVES)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -55,7 +56,7 @@ def write_report(folder: RunFolder) -> Path:
         config=config,
         provenance=provenance,
         index=index,
-        curves=[svg for key, label in _CURVES if (svg := _curve(metrics, key, label))],
+        curves=[svg for key, label in curves if (svg := _curve(metrics, key, label))],
         objectives=" + ".join(f"{item['weight']:g} × {item['type']}" for item in config["objectives"]),
         rejected=len(folder.rejected.read_text().splitlines()) if folder.rejected.is_file() else 0,
         training=_training(metrics),

@@ -208,7 +208,7 @@ def test_an_open_copy_outlives_its_removal(make: Any, tmp_path: Path, monkeypatc
     monkeypatch.setenv("LLMDISTILL_CACHE_BYTES", str(largest + 10))
     reader = CacheReader(address)
     for number in [*range(12), *range(12)]:
-        reader.read(number)
+        assert len(reader.read(number).token_ids_N) == reader.token_counts[number]
 
 
 def test_an_unknown_scheme_is_refused() -> None:
