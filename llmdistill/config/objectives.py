@@ -222,8 +222,7 @@ def _require_temperature(objective: TemperedConfig, where: str, kind: str, tempe
         return
     if kind != "top_k":
         raise ValueError(
-            f"{where}.temperature: {kind} entries are right on average at temperature 1 only, not at {value:g}; use"
-            " 1.0"
+            f"{where}.temperature: {kind} entries are right on average at temperature 1 only, not at {value:g}; use 1.0"
         )
     if value not in temperatures:
         raise ValueError(
