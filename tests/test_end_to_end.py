@@ -22,12 +22,12 @@ from llmdistill.student.creation import TOKENIZER_FILES
 LLMDISTILL = str(Path(sys.executable).parent / "llmdistill")
 
 
-def write_config(folder: Path, teacher: Path, **sections: dict) -> Path:
+def write_config(folder: Path, teacher_folder: Path, **sections: dict) -> Path:
     config = {
         "output": str(folder / "run"),
         "prompts": {"sources": [{"path": str(folder / "prompts.jsonl")}], "held_out": 0.2},
         "teacher": {
-            "model": str(teacher),
+            "model": str(teacher_folder),
             "engine": "fake",
             "max_model_len": 128,
             "requests_per_shard": 4,
@@ -119,10 +119,16 @@ def test_killed_in_generate_and_in_train_the_same_command_finishes(tiny_teacher:
 
 
 @pytest.mark.timeout(600)
-def test_the_real_parts_together_in_score_mode(tiny_teacher: Path, tmp_path: Path) -> None:
+def test_the_real_parts_together_in_score_mode(teacher_folder: Path, tmp_path: Path) -> None:
     """VLLM on Ray, safetensors shards, ZeRO-2 under Ray Train, export; then vLLM loads the student."""
     config = write_config(
-        tmp_path, tiny_teacher, teacher={"engine": "vllm"}, prompts={"mode": "score"}, evaluate={"baseline": False}
+        tmp_path,
+        teacher_folder,
+        teacher={"engine": "vllm"},
+        prompts={"mode": "score"},
+        student={"from_teacher": {"layers": 4}},
+        train={"lr": 1.0e-3, "save_steps": 100},
+        evaluate={"baseline": False},
     )
     texts = [f"The number {n} follows {n - 1} and comes before {n + 1}, as everyone can tell." for n in range(60)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -138,12 +144,13 @@ def test_the_real_parts_together_in_score_mode(tiny_teacher: Path, tmp_path: Pat
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert (student / "model.safetensors").stat().st_size == pytest.approx(2 * parameters, rel=0.01)
     for name in TOKENIZER_FILES:
-        if (tiny_teacher / name).is_file():
-            assert (student / name).read_bytes() == (tiny_teacher / name).read_bytes()
+        if (teacher_folder / name).is_file():
+            assert (student / name).read_bytes() == (teacher_folder / name).read_bytes()
     assert model.dtype == torch.bfloat16
     assert json.loads((student / "generation_config.json").read_text())["eos_token_id"] == 2
     assert "forward_kl" in (student / "README.md").read_text()
-    assert "user" in AutoTokenizer.from_pretrained(str(student)).chat_template
+    templates = [AutoTokenizer.from_pretrained(str(folder)).chat_template for folder in (student, teacher_folder)]
+    assert templates[0] == templates[1]
     code = (
         "from vllm import LLM, SamplingParams\n"
         f"llm = LLM({str(student)!r}, enforce_eager=True, max_model_len=64)\n"

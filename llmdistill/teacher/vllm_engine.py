@@ -80,6 +80,7 @@ class VLLMEngine:
 
     async def answer(self, request: Request) -> Record:
         """See `TeacherEngine.answer`."""
+        from vllm.exceptions import VLLMValidationError
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self._requests += 1
@@ -88,6 +89,8 @@ class VLLMEngine:
         try:
             async for output in self._engine.generate(prompt, self._parameters(request), f"{self._requests}"):
                 final = output
+        except VLLMValidationError as error:
+            raise ValueError(str(error)) from None
         except EngineDeadError as error:
             raise EngineError(f"the vLLM engine died: {error}", where=request.source) from None
         if final is None or not final.finished:
