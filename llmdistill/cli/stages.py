@@ -72,7 +72,9 @@ def generate(run: Run) -> None:
                     note += f"  {report.restarts} restarts"
                 progress.update(already + report.records, note)
 
-            report = run_fleet(pending, factory, config.teacher, run.folder.cache, spec, show)
+            report = run_fleet(
+                pending, factory, config.teacher, run.folder.cache, spec, show, config.capture.compression
+            )
         rejected = rejected + report.rejected
         write_rejected(run.folder.rejected, rejected)
     write_index(run.folder.cache)
@@ -97,6 +99,7 @@ def capture_spec(run: Run, tokenizer: Any) -> Any:
         engine=config.teacher.engine,
         dtype=config.teacher.dtype,
         sampling=sampling if config.prompts.mode == "generate" else {},
+        logprobs=config.capture.logprobs,
     )
 
 

@@ -16,3 +16,7 @@ class CaptureConfig(Section):
     """`top_k`: the k most likely tokens and their log-probabilities."""
     top_k: int = Field(default=64, ge=1, le=1024)
     """Entries kept per position."""
+    logprobs: Literal["u4", "u8", "u12", "f16"] = "u8"
+    """How log-probabilities are stored: companded to 4, 8 or 12 bits, or as float16 (docs/format.md has the errors)."""
+    compression: Literal["none", "zstd"] = "none"
+    """`zstd` makes shards about a quarter smaller; a cache may hold both."""

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from llmdistill.cache.shard import Compression
 from llmdistill.cluster import require_resources
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.errors import EngineError, LLMDistillError
@@ -73,6 +74,7 @@ def run_fleet(
     cache: Path,
     spec: CaptureSpec,
     on_progress: Callable[[FleetReport], None],
+    compression: Compression = "none",
 ) -> FleetReport:
     """Get a record for every request, on the connected cluster.
 
@@ -86,6 +88,7 @@ def run_fleet(
         cache: folder of the cache, reachable from every node.
         spec: what is captured.
         on_progress: called about once a second and after every unit.
+        compression: of the shards.
 
     Raises:
         ClusterError: the cluster is too small.
@@ -95,7 +98,7 @@ def run_fleet(
     """
     size = teacher.requests_per_shard
     units = deque(requests[i : i + size] for i in range(0, len(requests), size))
-    fleet = _Fleet(units, make_engine, teacher, cache, spec)
+    fleet = _Fleet(units, make_engine, teacher, cache, spec, compression)
     try:
         for index in range(count_replicas(teacher, len(units))):
             fleet.start_replica(index)
@@ -123,10 +126,11 @@ class _Fleet:
         teacher: TeacherConfig,
         cache: Path,
         spec: CaptureSpec,
+        compression: Compression,
     ) -> None:
         self.report = FleetReport()
         self._units = units
-        self._arguments = (make_engine, cache, spec)
+        self._arguments = (make_engine, cache, spec, compression)
         self._teacher = teacher
         self._pending: dict[Any, tuple[_Handle, Sequence[Request] | None]] = {}
         self._handles: list[_Handle] = []

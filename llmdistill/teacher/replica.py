@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmdistill.cache.index import shard_folder
-from llmdistill.cache.shard import write_shard
+from llmdistill.cache.shard import Compression, write_shard
 from llmdistill.errors import EngineError
 from llmdistill.prompts.corpus import RejectedRow
 from llmdistill.teacher.engine import TeacherEngine
@@ -39,14 +39,23 @@ class Replica:
         make_engine: called in the replica's process.
         cache: folder of the cache.
         spec: what is captured.
+        compression: of the shards.
         cores: CPU cores of this replica; empty on GPUs.
 
     """
 
-    def __init__(self, make_engine: EngineFactory, cache: Path, spec: CaptureSpec, cores: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        make_engine: EngineFactory,
+        cache: Path,
+        spec: CaptureSpec,
+        compression: Compression,
+        cores: tuple[int, ...],
+    ) -> None:
         self._engine = make_engine(cores)
         self._cache = cache
         self._spec = spec
+        self._compression = compression
 
     async def start(self) -> None:
         """Load the engine."""
@@ -70,7 +79,13 @@ class Replica:
             return UnitResult(0, 0, 0, 0, time.monotonic() - started, rejected)
         try:
             summary = await asyncio.get_running_loop().run_in_executor(
-                None, write_shard, shard_folder(self._cache), records, self._spec, self._engine.version
+                None,
+                write_shard,
+                shard_folder(self._cache),
+                records,
+                self._spec,
+                self._engine.version,
+                self._compression,
             )
         except ValueError as error:
             raise EngineError(f"the engine's output is impossible: {error}", where=requests[0].source) from None

@@ -46,9 +46,11 @@ def make_failing(cores: tuple[int, ...], mode: str, once: Path | None = None) ->
     return FailingEngine(mode, once)
 
 
-def run(cache: Path, mode: str = "none", once: Path | None = None, teacher: TeacherConfig = TEACHER) -> FleetReport:
+def run(
+    cache: Path, mode: str = "none", once: Path | None = None, teacher: TeacherConfig = TEACHER, **options
+) -> FleetReport:
     factory = functools.partial(make_failing, mode=mode, once=once)
-    return run_fleet(REQUESTS, factory, teacher, cache, SPEC, lambda report: None)
+    return run_fleet(REQUESTS, factory, teacher, cache, SPEC, lambda report: None, **options)
 
 
 def contents(cache: Path) -> dict[bytes, list[int]]:
@@ -64,6 +66,10 @@ def test_every_request_has_its_record_once_through_deaths_and_failures(ray: None
         report = run(tmp_path / mode, mode, tmp_path / f"{mode}-happened")
         assert report.restarts == 1
         assert contents(tmp_path / mode) == contents(tmp_path / "calm")
+
+    packed = run(tmp_path / "packed", compression="zstd")
+    assert packed.bytes < calm.bytes
+    assert contents(tmp_path / "packed") == contents(tmp_path / "calm")
 
     refused = run(tmp_path / "refuse", "refuse")
     assert [row.source for row in refused.rejected] == ["a:17"]
