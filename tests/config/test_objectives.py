@@ -73,7 +73,9 @@ def test_refused(objective: dict, capture: dict, parts: list[str]) -> None:
     ],
 )
 def test_accepted(objective: dict, capture: dict) -> None:
-    check(objective, **capture)
+    parsed = ADAPTER.validate_python(objective)
+    require_captured([parsed], **(TOP_K | capture))
+    assert parsed.type == objective["type"]
 
 
 @pytest.mark.parametrize(
