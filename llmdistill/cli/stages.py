@@ -16,7 +16,7 @@ from llmdistill.cache.index import committed_keys, write_index
 from llmdistill.cache.reader import CacheReader
 from llmdistill.cache.storage import commit_bytes
 from llmdistill.cluster import ray_cluster
-from llmdistill.config.objectives import AnyObjective, SequenceCEConfig
+from llmdistill.config.objectives import AnyObjective, SequenceCEConfig, needs_teacher
 from llmdistill.config.run import RunConfig
 from llmdistill.errors import DataError
 from llmdistill.observe.progress import Progress
@@ -140,6 +140,10 @@ def _train_one(run: Run, name: str, objectives: tuple[AnyObjective, ...], checkp
     from llmdistill.trainer.job import TrainJob
     from llmdistill.trainer.launcher import launch
 
+    settings = run.config.train
+    if name == BASELINE:  # has nothing to ask a teacher
+        settings = settings.model_copy(update={"soft_labels": "cache"})
+    live = settings.soft_labels == "live" or needs_teacher(objectives)
     job = TrainJob(
         name=name,
         cache=run.folder.cache,
@@ -148,7 +152,8 @@ def _train_one(run: Run, name: str, objectives: tuple[AnyObjective, ...], checkp
         checkpoints=checkpoints,
         metrics=run.folder.metrics,
         objectives=objectives,
-        train=run.config.train,
+        train=settings,
+        teacher=run.teacher_folder if live else None,
     )
     from llmdistill.trainer.loop import first_and_total_steps
 

@@ -7,31 +7,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from llmdistill.config.base import Section
+from llmdistill.config.structure import MappedConfig, StructureObjective
+from llmdistill.config.weighting import ObjectiveConfig
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class ScheduleConfig(Section):
-    """A factor of the weight that changes while the training runs."""
-
-    shape: Literal["constant", "linear", "cosine"] = "linear"
-    """How it goes from `start` to `end`; `constant` is `end` throughout."""
-    start: float = Field(default=0.0, ge=0.0)
-    """Factor at the first step."""
-    end: float = Field(default=1.0, ge=0.0)
-    """Factor from `until` on."""
-    until: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Share of the steps after which `end` holds."""
-
-
-class ObjectiveConfig(Section):
-    """What every objective has."""
-
-    weight: float = Field(default=1.0, gt=0.0)
-    """Factor in the total."""
-    schedule: ScheduleConfig | None = None
-    """Changes the weight while the training runs."""
 
 
 class TemperedConfig(ObjectiveConfig):
@@ -164,7 +143,7 @@ class ZLossConfig(ObjectiveConfig):
     """Factor in the total."""
 
 
-AnyObjective = Annotated[
+LogitObjective = (
     ForwardKLConfig
     | ReverseKLConfig
     | JSDConfig
@@ -176,9 +155,9 @@ AnyObjective = Annotated[
     | TAIDConfig
     | HardCEConfig
     | SequenceCEConfig
-    | ZLossConfig,
-    Field(discriminator="type"),
-]
+    | ZLossConfig
+)
+AnyObjective = Annotated[LogitObjective | StructureObjective, Field(discriminator="type")]
 
 
 def require_captured(
@@ -187,6 +166,7 @@ def require_captured(
     temperatures: Sequence[float],
     mode: str,
     sampling: tuple[float, float],
+    live: bool = False,
 ) -> None:
     """Refuse objectives that need what the capture does not hold.
 
@@ -196,6 +176,7 @@ def require_captured(
         temperatures: of the stored log-sum-exps; 1 needs none.
         mode: `generate` or `score`.
         sampling: temperature and top_p of the teacher's text.
+        live: whole distributions of a live teacher take the place of the captured ones.
 
     Raises:
         ValueError: names the key, the reason and the ways out.
@@ -208,7 +189,13 @@ def require_captured(
                 f"{where}.type: hard_ce is the cross-entropy on the data's own tokens, and with prompts.mode generate"
                 " there are only the teacher's; use sequence_ce, or prompts.mode: score"
             )
-        if isinstance(objective, TemperedConfig):
+        if isinstance(objective, TemperedConfig) and live:
+            if "tail" in objective.model_fields_set:
+                raise ValueError(
+                    f"{where}.tail: the distributions of a live teacher are whole and have no tail; leave it out, or"
+                    " use train.soft_labels: cache"
+                )
+        elif isinstance(objective, TemperedConfig):
             _require_temperature(objective, where, kind, temperatures)
             if kind == "top_k":
                 _require_policy(objective, where, mode, sampling)
@@ -260,3 +247,8 @@ def _require_entries(objective: AnyObjective, where: str, kind: str) -> None:
             f"{where}.type: {objective.type} is not linear in the teacher's probabilities, so random draws give it no"
             " unbiased value; use forward_kl, or capture.kind: head_tail or top_k"
         )
+
+
+def needs_teacher(objectives: Sequence[AnyObjective]) -> bool:
+    """Whether an objective compares inner states of the teacher, so that it must run beside the student."""
+    return any(isinstance(objective, MappedConfig) for objective in objectives)

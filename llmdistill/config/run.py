@@ -55,5 +55,6 @@ class RunConfig(Section):
             temperatures=(),  # no engine captures log-sum-exps yet
             mode=self.prompts.mode,
             sampling=(sampling.temperature, sampling.top_p),
+            live=self.train.soft_labels == "live",
         )
         return self

@@ -29,10 +29,17 @@ class TrainConfig(Section):
     """AdamW's second moment."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this global norm."""
+    soft_labels: Literal["cache", "live"] = "cache"
+    """Where the teacher's distributions come from. `live`: the frozen teacher runs beside the student on every worker
+    and gives its whole distribution, on the tokens of the cache; slower, exact, and at any temperature. Objectives on
+    hidden states, attention and relations bring the teacher along in either case."""
     sequence_length: PositiveInt = 1024
     """Tokens of a packed sequence; longer records are refused."""
     micro_batch_size: PositiveInt = 1
     """Packed sequences per worker and forward pass."""
+    packing: bool = True
+    """Lay several records into a sequence, each seeing itself only. False: one a sequence, for models that cannot tell
+    records apart (BLOOM)."""
     tokens_per_step: PositiveInt = 8192
     """Token slots of an optimizer step over all workers:
     workers × micro_batch_size × sequence_length × accumulation."""

@@ -65,8 +65,12 @@ def export_student(checkpoint: Path, init: Path, folder: Path, teacher_folder: P
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def full_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The student's weights, float32 where the optimizer has them, joined over all ranks.
+def full_weights(checkpoint: Path, prefix: str = _PREFIX) -> dict[str, torch.Tensor]:
+    """The student's weights, joined over all ranks; float32 where the optimizer has them.
+
+    Args:
+        checkpoint: of any ZeRO stage and number of workers.
+        prefix: weights whose names start so are returned, without it.
 
     Raises:
         DataError: DeepSpeed's files are incomplete.
@@ -83,7 +87,7 @@ def full_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
             weights = torch.load(module_file, map_location="cpu", weights_only=False)["module"]
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise DataError(f"the checkpoint cannot be joined: {error}", where=str(checkpoint)) from error
-    return {name.removeprefix(_PREFIX): tensor for name, tensor in weights.items() if name.startswith(_PREFIX)}
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
 def write_sentence(folder: Path, prompt: str = "What is the capital of France?") -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from llmdistill.objectives.targets import TeacherTargets
+from llmdistill.objectives.targets import TeacherTargets, softcapped
 from llmdistill.objectives.terms import Term
 from llmdistill.objectives.total import row_sums
 
@@ -54,6 +54,7 @@ class _Plan:
     chunk_rows: int
     group_rows: int
     measure: bool
+    softcap: float | None
 
 
 def chunked_head(
@@ -65,6 +66,7 @@ def chunked_head(
     measure_gradients: bool = False,
     chunk_rows: int | None = None,
     group_rows: int | None = None,
+    softcap: float | None = None,
 ) -> HeadSums:
     """Σ_rows of the weighted objectives, and of each one by itself.
 
@@ -78,6 +80,7 @@ def chunked_head(
         measure_gradients: fill `HeadSums.squared_gradients`; costs one more pass over the logits per term.
         chunk_rows: rows whose float32 logits exist at one time; by default what `CHUNK_BYTES` holds.
         group_rows: rows whose logits exist at one time in the head's precision; by default what `GROUP_BYTES` holds.
+        softcap: of the student's logits, see `softcapped`.
 
     """
     vocabulary_size = len(weight_VD) if vocabulary_size is None else vocabulary_size
@@ -89,6 +92,7 @@ def chunked_head(
         chunk_rows or max(chunk_bytes // (4 * vocabulary_size), 1),
         group_rows or max(GROUP_BYTES // (weight_VD.element_size() * vocabulary_size), 1),
         measure_gradients,
+        softcap,
     )
     total, values, squares = _ChunkedHead.apply(hidden_RD, weight_VD, plan)
     return HeadSums(total, values, squares if measure_gradients else None)
@@ -108,9 +112,8 @@ class _ChunkedHead(torch.autograd.Function):
                 logits_RV = hidden_RD[first : first + plan.group_rows] @ weight_VD.T
                 for start in range(0, len(logits_RV), plan.chunk_rows):
                     stop = min(start + plan.chunk_rows, len(logits_RV))
-                    sums[0] += row_sums(
-                        logits_RV[start:stop], plan.targets.rows(first + start, first + stop), plan.terms
-                    )
+                    chunk_RV = softcapped(logits_RV[start:stop], plan.softcap)
+                    sums[0] += row_sums(chunk_RV, plan.targets.rows(first + start, first + stop), plan.terms)
             return (sums[0] * factors).sum(), sums[0], sums[1]
         grad_hidden_RD = torch.empty_like(hidden_RD)
         grad_padded_VD = torch.zeros_like(padded_VD) if ctx.needs_input_grad[1] else None
@@ -156,7 +159,8 @@ def _logits_to_gradients(logits_RV: torch.Tensor, plan: _Plan, first: int, facto
         stop = min(start + plan.chunk_rows, len(logits_RV))
         with torch.enable_grad():
             chunk_RV = logits_RV[start:stop].detach().requires_grad_()
-            chunk_sums = row_sums(chunk_RV, plan.targets.rows(first + start, first + stop), plan.terms)
+            capped_RV = softcapped(chunk_RV, plan.softcap)
+            chunk_sums = row_sums(capped_RV, plan.targets.rows(first + start, first + stop), plan.terms)
             chunk_total = (chunk_sums * factors).sum()
         sums[0] += chunk_sums.detach()
         if plan.measure:

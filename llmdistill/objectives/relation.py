@@ -9,7 +9,7 @@ import torch
 
 
 def relation(
-    student_BTD: torch.Tensor, teacher_BTD: torch.Tensor, segments_BT: torch.Tensor, heads: int
+    student_BTD: torch.Tensor, teacher_BTD: torch.Tensor, segments_BT: torch.Tensor, rows_BT: torch.Tensor, heads: int
 ) -> torch.Tensor:
     """KL between the teacher's and the student's relations softmax(X Xᵀ / √d), mean over relation heads.
 
@@ -23,10 +23,11 @@ def relation(
         teacher_BTD: [B, T, D of the teacher].
         segments_BT: int64, number of the record that a token belongs to, below 0 for padding. Tokens relate to those of
             their own record only.
+        rows_BT: bool, the tokens that count, of those with a segment; they relate to all.
         heads: relation heads; divides both widths.
 
     Returns:
-        [R], float32 or float64, of the tokens with a segment, in nats.
+        [R], float32 or float64, in nats.
 
     Raises:
         ValueError: `heads` does not divide a width.
@@ -35,7 +36,7 @@ def relation(
     student = _log_relations(student_BTD, segments_BT, heads)
     teacher = _log_relations(teacher_BTD.detach(), segments_BT, heads)
     values_BHT = (teacher.exp() * (teacher - student)).sum(dim=3)
-    return values_BHT.mean(dim=1)[segments_BT >= 0]
+    return values_BHT.mean(dim=1)[rows_BT]
 
 
 def _log_relations(vectors_BTD: torch.Tensor, segments_BT: torch.Tensor, heads: int) -> torch.Tensor:

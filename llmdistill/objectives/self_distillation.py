@@ -20,6 +20,8 @@ def deep_supervision(
     actual_ids_R: torch.Tensor,
     terms: Sequence[Term],
     vocabulary_size: int | None = None,
+    measure_gradients: bool = False,
+    softcap: float | None = None,
 ) -> HeadSums:
     """Predictions of intermediate layers learn from those of the last one, through the same head.
 
@@ -32,17 +34,28 @@ def deep_supervision(
         actual_ids_R: the tokens that follow.
         terms: what the layers are trained on, usually a divergence.
         vocabulary_size: see `chunked_head`.
+        measure_gradients: see `chunked_head`.
+        softcap: see `chunked_head`.
 
     Returns:
         mean over the layers.
 
     """
     targets = HeadTargets(
-        actual_ids_R=actual_ids_R, hidden_RD=final_RD.detach(), head_weight=weight_VD.detach()[:vocabulary_size]
+        actual_ids_R=actual_ids_R,
+        hidden_RD=final_RD.detach(),
+        head_weight=weight_VD.detach()[:vocabulary_size],
+        softcap=softcap,
     )
-    parts = [chunked_head(layer_RD, weight_VD, targets, terms, vocabulary_size) for layer_RD in layers_RD]
+    parts = [
+        chunked_head(layer_RD, weight_VD, targets, terms, vocabulary_size, measure_gradients, softcap=softcap)
+        for layer_RD in layers_RD
+    ]
+    squares = [part.squared_gradients for part in parts if part.squared_gradients is not None]
     return HeadSums(
-        torch.stack([part.total for part in parts]).mean(), torch.stack([part.values for part in parts]).mean(0), None
+        torch.stack([part.total for part in parts]).mean(),
+        torch.stack([part.values for part in parts]).mean(0),
+        torch.stack(squares).mean(0) if squares else None,
     )
 
 

@@ -103,12 +103,19 @@ class HeadTargets(Targets):
     """[R, D]: the teacher's final hidden states, after its last norm."""
     head_weight: torch.Tensor
     """[V, D]: its head, cut to the real vocabulary."""
+    softcap: float | None = None
+    """See `softcapped`."""
 
     def dense(self) -> DenseTargets:
         """The logits of these rows, without a graph."""
         with torch.no_grad():
-            logits_RV = self.hidden_RD @ self.head_weight.T
+            logits_RV = softcapped(self.hidden_RD @ self.head_weight.T, self.softcap)
         return DenseTargets(actual_ids_R=self.actual_ids_R, row_weights_R=self.row_weights_R, logits_RV=logits_RV)
 
 
 TeacherTargets = TopKTargets | WeightedTargets | DenseTargets | HeadTargets
+
+
+def softcapped(logits_RV: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    """c·tanh(logits / c), or the logits as they are for None. Source: Gemma 2, arXiv 2408.00118, section 2."""
+    return logits_RV if softcap is None else softcap * (logits_RV / softcap).tanh()

@@ -16,13 +16,14 @@ from llmdistill.config.objectives import (
     ForwardKLConfig,
     HardCEConfig,
     JSDConfig,
-    ObjectiveConfig,
+    LogitObjective,
     SequenceCEConfig,
     SkewForwardKLConfig,
     SkewReverseKLConfig,
     TAIDConfig,
     ZLossConfig,
 )
+from llmdistill.config.weighting import ObjectiveConfig
 from llmdistill.objectives.adaptive import adaptive_kl, taid
 from llmdistill.objectives.cross_entropy import token_ce, weighted_forward_kl, z_loss
 from llmdistill.objectives.divergence import (
@@ -57,18 +58,26 @@ class Term:
 
 
 def make_terms(objectives: Sequence[AnyObjective], progress: float = 1.0) -> list[Term]:
-    """The terms at a point of the training.
+    """The terms of the objectives on logits, at a point of the training.
 
     Args:
-        objectives: as configured.
+        objectives: as configured; those on inner states are left out.
         progress: 0 at the first step, 1 at the last.
 
     """
-    return [_term(objective, progress) for objective in objectives]
+    return [_term(objective, progress) for objective in objectives if isinstance(objective, LogitObjective)]
 
 
-def _term(objective: AnyObjective, progress: float) -> Term:
-    weight = objective.weight * _factor(objective, progress)
+def weight_at(objective: ObjectiveConfig, progress: float) -> float:
+    """The weight of an objective at a point of the training."""
+    schedule = objective.schedule
+    if schedule is None:
+        return objective.weight
+    return objective.weight * Schedule(schedule.start, schedule.end, schedule.shape, schedule.until).at(progress)
+
+
+def _term(objective: LogitObjective, progress: float) -> Term:
+    weight = weight_at(objective, progress)
     if isinstance(objective, (HardCEConfig, SequenceCEConfig, ZLossConfig)):
         return Term(objective.type, weight, _TOKEN_VALUES[objective.type])
     if isinstance(objective, ForwardKLConfig):
@@ -79,14 +88,7 @@ def _term(objective: AnyObjective, progress: float) -> Term:
     return Term(objective.type, weight, values, objective.temperature)
 
 
-def _factor(objective: ObjectiveConfig, progress: float) -> float:
-    schedule = objective.schedule
-    if schedule is None:
-        return 1.0
-    return Schedule(schedule.start, schedule.end, schedule.shape, schedule.until).at(progress)
-
-
-def _divergence(objective: AnyObjective, progress: float) -> Divergence:
+def _divergence(objective: LogitObjective, progress: float) -> Divergence:
     match objective:
         case JSDConfig():
             return partial(jsd, beta=objective.beta)

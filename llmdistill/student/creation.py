@@ -122,6 +122,6 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
-def load_student(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The student as a module, in `dtype`, with attention that honours packed sequences."""
-    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, attn_implementation="sdpa")
+def load_student(folder: Path, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
+    """A model folder as a module, in `dtype`, with attention that honours packed sequences."""
+    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, attn_implementation=attention)

@@ -19,7 +19,7 @@ import torch
 from llmdistill.cache.order import StepPlan
 from llmdistill.cache.prefetch import prefetch
 from llmdistill.cache.reader import CacheReader, EncodedRows
-from llmdistill.objectives.targets import TeacherTargets, TopKTargets
+from llmdistill.objectives.targets import TeacherTargets, TopKTargets, WeightedTargets
 
 READ_AHEAD_BYTES = 256 << 20
 """Encoded rows that a rank holds in advance."""
@@ -53,11 +53,26 @@ class MicroBatch:
             self.tokens,
         )
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether any row is supervised."""
+        return self.rows is not None
+
     def targets(self, vocabulary_size: int) -> TeacherTargets | None:
         """The teacher's side, decoded where the batch lies."""
         if self.rows is None:
             return None
         ids_RK, logprobs_RK = self.rows.decode(vocabulary_size)
+        if self.rows.spec.kind != "top_k":
+            # Where the engine could not tell the entropy, the divergence becomes the cross-entropy: a constant apart.
+            entropy_R = self.rows.entropy_R
+            return WeightedTargets(
+                actual_ids_R=self.actual_ids_R,
+                ids_RK=ids_RK,
+                weights_RK=logprobs_RK.exp(),
+                entropy_R=None if bool(entropy_R.isnan().any()) else entropy_R,
+                head_counts_R=self.rows.head_counts_R,
+            )
         return TopKTargets(
             actual_ids_R=self.actual_ids_R,
             ids_RK=ids_RK,
@@ -66,6 +81,17 @@ class MicroBatch:
             actual_logprobs_R=self.rows.actual_logprobs_R,
             log_sum_exps=dict(zip(self.rows.spec.temperatures, self.rows.logsumexp_RJ.unbind(1), strict=True)),
         )
+
+    def segments_BT(self) -> torch.Tensor:
+        """int64 [B, T]: number of the record of each slot, counted over the whole batch; padding has its own."""
+        starts_BT = self.positions_BT == 0
+        return starts_BT.flatten().cumsum(0).view_as(self.positions_BT) - 1
+
+    def rows_BT(self) -> torch.Tensor:
+        """Bool [B, T]: the slots with a supervised row."""
+        marks = torch.zeros(self.positions_BT.numel(), dtype=torch.bool, device=self.positions_BT.device)
+        marks[self.row_slots_R] = True
+        return marks.view_as(self.positions_BT)
 
 
 def collate(reader: CacheReader, sequences: list[tuple[int, ...]], sequence_length: int) -> MicroBatch:

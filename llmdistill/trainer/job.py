@@ -30,6 +30,8 @@ class TrainJob:
     objectives: tuple[AnyObjective, ...]
     """What it is trained on, as configured."""
     train: TrainConfig
+    teacher: Path | None = None
+    """Model folder of the live teacher, where one is needed."""
 
     def identity(self, record_keys: list[bytes]) -> dict[str, Any]:
         """What must be equal for a checkpoint to be continued.

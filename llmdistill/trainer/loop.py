@@ -6,12 +6,13 @@ import math
 import time
 from typing import Any
 
+import numpy as np
 import torch
 
 from llmdistill.cache.order import StepPlan, plan_steps
 from llmdistill.cache.reader import CacheReader
 from llmdistill.errors import DataError, TrainingError
-from llmdistill.objectives.terms import make_terms
+from llmdistill.objectives.terms import weight_at
 from llmdistill.student.creation import load_student
 from llmdistill.trainer.checkpoint import (
     CheckpointState,
@@ -24,8 +25,11 @@ from llmdistill.trainer.checkpoint import (
 from llmdistill.trainer.data import Step, read_ahead
 from llmdistill.trainer.engine import initialize
 from llmdistill.trainer.job import TrainJob
+from llmdistill.trainer.live_teacher import LiveTeacher
 from llmdistill.trainer.metrics import MetricsFile
 from llmdistill.trainer.model import DistillationModule
+from llmdistill.trainer.model_checks import require_usable
+from llmdistill.trainer.states import StateNeeds
 
 _MEASURE_EVERY = 10
 """Logged steps between two with gradient norms per objective, which cost one more pass over the logits each."""
@@ -51,9 +55,9 @@ def make_plan(reader: CacheReader, job: TrainJob) -> StepPlan:
             fix=f"use a train.sequence_length of at least {longest}",
         )
     sequences_per_step = job.train.tokens_per_step // job.train.sequence_length
-    return plan_steps(
-        reader.token_counts, records, job.train.epochs, job.train.seed, job.train.sequence_length, sequences_per_step
-    )
+    # A record that counts as a whole sequence is packed with no other.
+    lengths = reader.token_counts if job.train.packing else np.full_like(reader.token_counts, job.train.sequence_length)
+    return plan_steps(lengths, records, job.train.epochs, job.train.seed, job.train.sequence_length, sequences_per_step)
 
 
 def first_and_total_steps(job: TrainJob) -> tuple[int, int]:
@@ -88,11 +92,7 @@ def run_training(job: TrainJob) -> None:
         first = found.step
     if first == len(plan):
         return
-    student = load_student(job.init, _DTYPES[job.train.precision])
-    student.train()
-    engine = initialize(
-        DistillationModule(student, reader.spec.vocabulary_size, job.objectives), job.train, total_steps=len(plan)
-    )
+    engine = initialize(make_module(job, reader.spec.vocabulary_size), job.train, total_steps=len(plan))
     if checkpoint is not None:
         load_checkpoint(engine, checkpoint)
     metrics = MetricsFile(job.metrics, job.name, first) if rank == 0 else None
@@ -104,6 +104,24 @@ def run_training(job: TrainJob) -> None:
             metrics.write(done, {"total_steps": len(plan), **values})
         if done % job.train.save_steps == 0 or done == len(plan):
             save_checkpoint(engine, job.checkpoints, state(done), job.train.save_total_limit)
+
+
+def make_module(job: TrainJob, vocabulary_size: int) -> DistillationModule:
+    """The student with its objectives, and the live teacher where one is needed; on the rank's device.
+
+    Raises:
+        ConfigError: a model that the objectives cannot use.
+
+    """
+    dtype, needs = _DTYPES[job.train.precision], StateNeeds.of(job.objectives)
+    student = load_student(job.init, dtype, needs.attention_implementation)
+    require_usable(student, f"the student {job.init}", job.train.packing)
+    student.train()
+    teacher = None
+    if job.teacher is not None:
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        teacher = LiveTeacher.load(job.teacher, dtype, vocabulary_size, needs, job.train.packing).to(device)
+    return DistillationModule(student, vocabulary_size, job.objectives, teacher, job.train.soft_labels == "live")
 
 
 def _run_step(engine: Any, step: Step, job: TrainJob, num_ranks: int, total_steps: int) -> dict[str, Any]:
@@ -121,17 +139,17 @@ def _run_step(engine: Any, step: Step, job: TrainJob, num_ranks: int, total_step
         engine.step()
         sums += torch.stack(micro_sums)
     torch.distributed.all_reduce(sums)
-    terms = make_terms(job.objectives, progress)
+    weights = {objective.type: weight_at(objective, progress) for objective in job.objectives}
     values, norms = (sums[0] / max(step.global_rows, 1)).tolist(), (sums[1].sqrt() / max(step.global_rows, 1)).tolist()
-    loss = sum(term.weight * value for term, value in zip(terms, values, strict=True))
+    loss = sum(weight * value for weight, value in zip(weights.values(), values, strict=True))
     if not math.isfinite(loss):
         raise TrainingError(f"the loss of step {step.number + 1} is {loss}", fix="lower train.lr")
     seconds = time.monotonic() - started + step.wait_seconds
     return {
         "loss": loss,
-        **{term.name: value for term, value in zip(terms, values, strict=True)},
-        **{f"{term.name}_weighted": term.weight * value for term, value in zip(terms, values, strict=True)},
-        **{f"{term.name}_grad_norm": term.weight * norm for term, norm in zip(terms, norms, strict=True) if measure},
+        **dict(zip(weights, values, strict=True)),
+        **{f"{name}_weighted": weights[name] * value for name, value in zip(weights, values, strict=True)},
+        **{f"{name}_grad_norm": weights[name] * norm for name, norm in zip(weights, norms, strict=True) if measure},
         "learning_rate": learning_rate,
         "grad_norm": float(engine.get_global_grad_norm() or 0.0),
         "rows": step.global_rows,

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from llmdistill.config.objectives import AnyObjective
+from llmdistill.config.objectives import AnyObjective, ForwardKLConfig
+from llmdistill.config.structure import DeepSupervisionConfig, StructureObjective
 from llmdistill.objectives.chunked_head import chunked_head
-from llmdistill.objectives.terms import make_terms
+from llmdistill.objectives.self_distillation import deep_supervision
+from llmdistill.objectives.targets import TeacherTargets
+from llmdistill.objectives.terms import make_terms, weight_at
 from llmdistill.trainer.data import MicroBatch
+from llmdistill.trainer.live_teacher import LiveTeacher
+from llmdistill.trainer.model_checks import final_norm, logit_softcap
+from llmdistill.trainer.states import StateNeeds, States, forward_states
+from llmdistill.trainer.structure import StructureObjectives
+
+Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class DistillationModule(nn.Module):
@@ -19,69 +31,159 @@ class DistillationModule(nn.Module):
         student: a causal language model.
         vocabulary_size: the real vocabulary; rows of the head beyond it do not exist for the objectives.
         objectives: as configured.
+        teacher: the live teacher, where an objective needs its states or its logits.
+        live_logits: the live teacher's logits take the place of the stored rows.
 
     """
 
-    def __init__(self, student: PreTrainedModel, vocabulary_size: int, objectives: tuple[AnyObjective, ...]) -> None:
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        vocabulary_size: int,
+        objectives: tuple[AnyObjective, ...],
+        teacher: LiveTeacher | None = None,
+        live_logits: bool = False,
+    ) -> None:
         super().__init__()
         self.student = student
-        self.objectives = ObjectivesHead(vocabulary_size, objectives)
+        self.objectives = ObjectivesHead(student, vocabulary_size, objectives, teacher)
+        self.needs = StateNeeds.of(objectives)
+        # Held in a list, so that the teacher's weights are no part of this module's.
+        self._teacher = [teacher] if teacher is not None else []
+        self._live_logits = live_logits
 
     def head_weight(self) -> nn.Parameter:
         """The head's weight [V, D], whole outside of ZeRO-3."""
         weight: nn.Parameter = self.student.get_output_embeddings().weight
         return weight
 
-    def forward(
-        self, batch: MicroBatch, progress: float = 1.0, measure_gradients: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, batch: MicroBatch, progress: float = 1.0, measure_gradients: bool = False) -> Sums:
         """See `ObjectivesHead.forward`."""
-        hidden_BTD = self.student.base_model(
-            input_ids=batch.token_ids_BT, position_ids=batch.positions_BT, use_cache=False
-        ).last_hidden_state
-        hidden_RD = hidden_BTD.flatten(0, 1)[batch.row_slots_R]
-        sums: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self.objectives(
-            hidden_RD, self.head_weight(), batch, progress, measure_gradients
+        states = forward_states(self.student, batch.token_ids_BT, batch.positions_BT, self.needs)
+        teacher_states = self._teacher[0].states(batch) if self._teacher and batch.has_rows else None
+        targets: TeacherTargets | None
+        if self._live_logits and teacher_states is not None:
+            targets = self._teacher[0].targets(teacher_states, batch)
+        else:
+            targets = batch.targets(self.objectives.vocabulary_size)
+        sums: Sums = self.objectives(
+            states, self.head_weight(), teacher_states, targets, batch, progress, measure_gradients
         )
         return sums
 
 
 class ObjectivesHead(nn.Module):
-    """A module without weights of its own, so that ZeRO-3 can gather the head's weight around its forward pass."""
+    """No weights of its own but the projectors; ZeRO-3 gathers the head's weight around its forward pass."""
 
-    def __init__(self, vocabulary_size: int, objectives: tuple[AnyObjective, ...]) -> None:
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        vocabulary_size: int,
+        objectives: tuple[AnyObjective, ...],
+        teacher: LiveTeacher | None,
+    ) -> None:
         super().__init__()
         self.vocabulary_size = vocabulary_size
         self.configured = objectives
+        self.structure = StructureObjectives(objectives, student, None if teacher is None else teacher.model)
+        self._softcap = logit_softcap(student)
+        deep = [objective for objective in objectives if isinstance(objective, DeepSupervisionConfig)]
+        self._deep_layers = deep[0].layers if deep else ()
+        self._final_norm = [final_norm(student)] if deep else []
 
     def forward(
         self,
-        hidden_RD: torch.Tensor,
+        states: States,
         weight_VD: torch.Tensor,
+        teacher_states: States | None,
+        targets: TeacherTargets | None,
         batch: MicroBatch,
         progress: float,
         measure_gradients: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> Sums:
         """Sums over the supervised rows of the batch.
 
         Args:
-            hidden_RD: final hidden states of these rows.
+            states: of the student.
             weight_VD: the head, whole.
-            batch: the teacher's side.
+            teacher_states: of the live teacher, where there is one.
+            targets: the teacher's distributions of the supervised rows; None where there are no rows.
+            batch: tells which slots are supervised.
             progress: of the training, for schedules: 0 at the first step, 1 at the last.
             measure_gradients: whether the third result is filled; it costs a pass over the logits per objective.
 
         Returns:
             a differentiable scalar Σ_objective weight · Σ_rows value, the detached Σ_rows value per objective, and the
-            squared norm of its gradient by the logits per objective (zeros where it is not asked for). Without
-            supervised rows all are 0 and the scalar still reaches every weight, with gradient 0.
+            squared norm of its gradient per objective (zeros where it is not asked for): by the logits, or by the inner
+            states that the objective compares. Without supervised rows all are 0 and the scalar still reaches every
+            weight, with gradient 0.
 
         """
-        targets = batch.targets(self.vocabulary_size)
+        hidden_RD = states.final_BTD.flatten(0, 1)[batch.row_slots_R]
         if targets is None:
             nothing = hidden_RD.new_zeros(len(self.configured), dtype=torch.float32)
-            return (hidden_RD.sum() + weight_VD.sum()) * 0.0, nothing, nothing
+            return (hidden_RD.sum() + weight_VD.sum()) * 0.0 + self.structure.nothing(), nothing, nothing
+        parts = self._logit_parts(hidden_RD, weight_VD, targets, progress, measure_gradients)
+        if self.structure.mapped:
+            assert teacher_states is not None
+            for name, value in self.structure(states, teacher_states, batch).items():
+                parts[name] = value, value.detach(), _squared_norm(value, states) if measure_gradients else None
+        if self._deep_layers:
+            parts["deep_supervision"] = self._deep_part(states, weight_VD, batch, measure_gradients)
+        return _weighted(parts, self.configured, progress)
+
+    def _logit_parts(
+        self,
+        hidden_RD: torch.Tensor,
+        weight_VD: torch.Tensor,
+        targets: TeacherTargets,
+        progress: float,
+        measure: bool,
+    ) -> dict[str, Any]:
+        """Of all objectives on logits: the total, weighted already, under "" and their values under their names."""
         terms = make_terms(self.configured, progress)
-        sums = chunked_head(hidden_RD, weight_VD, targets, terms, self.vocabulary_size, measure_gradients)
-        squares = torch.zeros_like(sums.values) if sums.squared_gradients is None else sums.squared_gradients
-        return sums.total, sums.values, squares
+        if not terms:
+            return {"": ((hidden_RD.sum() + weight_VD.sum()) * 0.0, None, None)}
+        sums = chunked_head(hidden_RD, weight_VD, targets, terms, self.vocabulary_size, measure, softcap=self._softcap)
+        parts: dict[str, Any] = {"": (sums.total, None, None)}
+        for number, term in enumerate(terms):
+            square = None if sums.squared_gradients is None else sums.squared_gradients[number]
+            parts[term.name] = None, sums.values[number], square
+        return parts
+
+    def _deep_part(self, states: States, weight_VD: torch.Tensor, batch: MicroBatch, measure: bool) -> Any:
+        layers_RD = [
+            self._final_norm[0](states.hidden[layer].flatten(0, 1)[batch.row_slots_R]) for layer in self._deep_layers
+        ]
+        final_RD = states.final_BTD.flatten(0, 1)[batch.row_slots_R]
+        terms = make_terms([ForwardKLConfig(type="forward_kl")])
+        sums = deep_supervision(
+            layers_RD,
+            final_RD,
+            weight_VD,
+            batch.actual_ids_R,
+            terms,
+            self.vocabulary_size,
+            measure,
+            self._softcap,
+        )
+        square = None if sums.squared_gradients is None else sums.squared_gradients[0]
+        return sums.total, sums.values[0], square
+
+
+def _weighted(parts: dict[str, Any], objectives: Sequence[AnyObjective], progress: float) -> Sums:
+    total = parts[""][0]
+    for objective in objectives:
+        if isinstance(objective, StructureObjective):
+            total = total + weight_at(objective, progress) * parts[objective.type][0]
+    values = torch.stack([parts[objective.type][1].to(total.dtype) for objective in objectives])
+    squares = [parts[objective.type][2] for objective in objectives]
+    found = [torch.zeros_like(total) if square is None else square.to(total.dtype) for square in squares]
+    return total, values, torch.stack(found).detach()
+
+
+def _squared_norm(value: torch.Tensor, states: States) -> torch.Tensor:
+    """Squared norm of the gradient of a sum by all inner states that it depends on."""
+    inner = [*states.hidden, *states.attentions, *(state for kind in states.vectors.values() for state in kind)]
+    gradients = torch.autograd.grad(value, inner, retain_graph=True, allow_unused=True)
+    return torch.stack([gradient.float().square().sum() for gradient in gradients if gradient is not None]).sum()

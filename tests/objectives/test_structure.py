@@ -100,20 +100,25 @@ def test_relation_by_hand() -> None:
     """Two tokens, one head of width 1: teacher (1, 1) relates evenly, student (1, 0) by softmax (1, 0)."""
     teacher, student = torch.ones(1, 2, 1, dtype=FLOAT), torch.tensor([[[1.0], [0.0]]], dtype=FLOAT)
     first = math.log(0.5) - 0.5 * (math.log(0.7310586) + math.log(0.2689414))
-    found = relation(student, teacher, torch.tensor([[0, 0]]), heads=1)
+    found = relation(student, teacher, torch.tensor([[0, 0]]), torch.tensor([[True, True]]), heads=1)
     assert found.tolist() == pytest.approx([first, 0.0], abs=1e-7)
 
 
 def test_relation_knows_records_and_any_width() -> None:
     teacher, student = numbers(1, 6, 12), numbers(1, 6, 8, seed=1)
     segments = torch.tensor([[0, 0, 0, 1, 1, -1]])
-    found = relation(student, teacher, segments, heads=4)
-    alone = [relation(student[:, a:b], teacher[:, a:b], torch.zeros(1, b - a), 4) for a, b in ((0, 3), (3, 5))]
+    found = relation(student, teacher, segments, segments >= 0, heads=4)
+    alone = [
+        relation(student[:, a:b], teacher[:, a:b], torch.zeros(1, b - a), torch.ones(1, b - a, dtype=torch.bool), 4)
+        for a, b in ((0, 3), (3, 5))
+    ]
     torch.testing.assert_close(found, torch.cat(alone))
+    counted = torch.tensor([[False, True, False, False, True, False]])
+    torch.testing.assert_close(relation(student, teacher, segments, counted, 4), found[[1, 4]])
     assert found.min() > 0
-    torch.testing.assert_close(relation(teacher, teacher, segments, 4), torch.zeros(5, dtype=FLOAT))
+    torch.testing.assert_close(relation(teacher, teacher, segments, segments >= 0, 4), torch.zeros(5, dtype=FLOAT))
     with pytest.raises(ValueError, match="5 relation heads do not divide a width of 8"):
-        relation(student, teacher, segments, heads=5)
+        relation(student, teacher, segments, segments >= 0, heads=5)
 
 
 def test_distances_by_hand() -> None:
@@ -163,7 +168,7 @@ def test_gradchecks() -> None:
         lambda x: hidden_cosine(x, teacher),
         lambda x: relational_distance(x, teacher, one),
         lambda x: relational_angle(x, teacher, one),
-        lambda x: relation(x[None], teacher[None], torch.tensor([[0, 0, 0, 1, 1]]), 2),
+        lambda x: relation(x[None], teacher[None], torch.tensor([[0, 0, 0, 1, 1]]), one[None] == 0, 2),
         lambda x: attention_kl(
             (x @ x.T).softmax(1)[None, None], random_logits(5, 5, 3).softmax(1)[None, None], one[None] == 0
         ),

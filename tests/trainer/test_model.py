@@ -1,13 +1,18 @@
 from pathlib import Path
 
+import pytest
 import torch
 
 from llmdistill.cache.reader import CacheReader
-from llmdistill.config.objectives import ForwardKLConfig, ScheduleConfig, SequenceCEConfig
+from llmdistill.config.objectives import ForwardKLConfig, SequenceCEConfig
+from llmdistill.config.weighting import ScheduleConfig
 from llmdistill.student.creation import load_student
 from llmdistill.trainer.data import collate
+from llmdistill.trainer.loop import make_plan
 from llmdistill.trainer.model import DistillationModule
+from tests.cache.conftest import Make
 from tests.helpers import SPEC, make_cache
+from tests.trainer.run_ranks import job_for
 
 KL, CE = ForwardKLConfig(type="forward_kl", weight=0.9), SequenceCEConfig(type="sequence_ce", weight=0.1)
 
@@ -75,3 +80,32 @@ def test_schedules_follow_the_progress_and_gradients_are_measured(tiny_teacher: 
         torch.testing.assert_close(total, 0.9 * values[0] + weight * values[1])
         assert squares.min() > 0
     assert module(batch, 0.0)[2].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("kind", ["sampled", "head_tail"])
+def test_drawn_entries_give_the_cross_entropy_less_the_entropy(tiny_teacher: Path, tmp_path: Path, kind: str) -> None:
+    spec = Make.spec(kind, vocabulary_size=SPEC.vocabulary_size, logprobs="f16")
+    records = Make.records(spec, 3)
+    Make.cache(tmp_path, records, spec)
+    reader = CacheReader(tmp_path)
+    module = DistillationModule(load_student(tiny_teacher, torch.float32), spec.vocabulary_size, (KL,)).eval()
+    total, (value,), _ = module(collate(reader, [(0,), (1,), (2,)], 64))
+    expected = 0.0
+    for number in range(3):
+        record = reader.read(number)
+        slots = record.supervised_N.nonzero()[:, 0] - 1
+        logits = module.student(record.token_ids_N[None], use_cache=False).logits[0, slots, : spec.vocabulary_size]
+        student = logits.log_softmax(dim=1)
+        ids, logprobs = record.rows.decode(spec.vocabulary_size)
+        expected += -(logprobs.exp() * student.gather(1, ids)).sum() - record.rows.entropy_R.sum()
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(total, 0.9 * expected, rtol=1e-4, atol=1e-3)
+
+
+def test_without_packing_each_sequence_holds_one_record(tmp_path: Path) -> None:
+    make_cache(tmp_path, records=9)
+    job = job_for(tmp_path, tmp_path, tmp_path, packing=False, epochs=1)
+    plan = make_plan(CacheReader(tmp_path), job)
+    batches = [batch for step in range(len(plan)) for batch in plan.micro_batches(step, 0, 1, 1)]
+    assert sorted(records for batch in batches for sequence in batch for records in sequence) == list(range(9))
+    assert max(len(sequence) for batch in batches for sequence in batch) == 1

@@ -1,0 +1,60 @@
+"""The teacher itself beside the student: frozen, outside of the optimizer and of DeepSpeed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from llmdistill.objectives.targets import HeadTargets
+from llmdistill.student.creation import load_student
+from llmdistill.trainer.data import MicroBatch
+from llmdistill.trainer.model_checks import logit_softcap, require_usable
+from llmdistill.trainer.states import StateNeeds, States, forward_states
+
+
+@dataclass(frozen=True)
+class LiveTeacher:
+    """A whole copy on every rank.
+
+    Not a `torch.nn.Module`, so that nothing that holds it takes its weights for its own.
+    """
+
+    model: PreTrainedModel
+    vocabulary_size: int
+    needs: StateNeeds
+
+    @staticmethod
+    def load(
+        folder: Path, dtype: torch.dtype, vocabulary_size: int, needs: StateNeeds, packing: bool = True
+    ) -> LiveTeacher:
+        """The teacher of a model folder, ready for inference.
+
+        Raises:
+            ConfigError: its head or its attention cannot be used as the objectives need them.
+
+        """
+        model = load_student(folder, dtype, needs.attention_implementation).eval().requires_grad_(False)
+        require_usable(model, f"the teacher {folder}", packing)
+        return LiveTeacher(model, vocabulary_size, needs)
+
+    def to(self, device: torch.device) -> LiveTeacher:
+        """The same on a device."""
+        self.model.to(device)  # type: ignore[arg-type]
+        return self
+
+    @torch.no_grad()
+    def states(self, batch: MicroBatch) -> States:
+        """Its states on a micro-batch, without a graph."""
+        return forward_states(self.model, batch.token_ids_BT, batch.positions_BT, self.needs)
+
+    def targets(self, states: States, batch: MicroBatch) -> HeadTargets:
+        """Its logits on the supervised rows, to be computed a chunk at a time."""
+        return HeadTargets(
+            actual_ids_R=batch.actual_ids_R,
+            hidden_RD=states.final_BTD.flatten(0, 1)[batch.row_slots_R],
+            head_weight=self.model.get_output_embeddings().weight[: self.vocabulary_size],
+            softcap=logit_softcap(self.model),
+        )
