@@ -86,13 +86,20 @@ def test_accepted(objective: dict, capture: dict) -> None:
         ({"type": "jsd", "bta": 0.5}, "Extra inputs are not permitted"),
         ({"type": "taid", "tail": "none"}, "'bucket' or 'renormalize'"),
         ({"type": "reverse_kl", "tail": "ground_truth"}, "'bucket', 'renormalize' or 'none'"),
-        ({"type": "hidden_mse"}, "does not match any of the expected tags"),
+        ({"type": "hidden_mae"}, "does not match any of the expected tags"),
         ({"type": "sequence_ce", "schedule": {"shape": "step"}}, "'constant', 'linear' or 'cosine'"),
     ],
 )
 def test_options_that_make_no_sense(objective: dict, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         ADAPTER.validate_python(objective)
+
+
+def test_a_live_teacher_needs_no_capture_and_has_no_tail() -> None:
+    check({"type": "jsd", "temperature": 3.0}, live=True)
+    check({"type": "reverse_kl"}, kind="sampled", live=True)
+    with pytest.raises(ValueError, match=r"objectives\.0\.tail: .* have no tail; leave it out, or use train\.soft_labels"):
+        check({"type": "jsd", "tail": "renormalize"}, live=True)
 
 
 def test_objectives_are_frozen() -> None:
