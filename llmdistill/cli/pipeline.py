@@ -17,8 +17,10 @@ from typing import Any
 from llmdistill.cache.storage import commit_bytes
 from llmdistill.cli import stages
 from llmdistill.config.run import RunConfig
+from llmdistill.errors import ConfigError
 from llmdistill.observe.provenance import provenance
 from llmdistill.observe.run_folder import RunFolder
+from llmdistill.trainer import torchrun
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ def run_stages(config: RunConfig, until: str | None) -> None:
 
     """
     _quiet_libraries()
+    if torchrun.is_worker() and until != "train":
+        raise ConfigError(
+            "a launcher like torchrun runs the training alone",
+            fix="use `llmdistill train` under it, and the other commands without it",
+        )
     run = stages.Run(config, RunFolder(Path(config.output).resolve()))
     folder = run.folder
     folder.path.mkdir(parents=True, exist_ok=True)

@@ -5,12 +5,14 @@ The order is generate → train → export → evaluate → report.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmdistill.cache.index import committed_keys, write_index
 from llmdistill.cache.reader import CacheReader
@@ -18,9 +20,13 @@ from llmdistill.cache.storage import commit_bytes
 from llmdistill.cluster import ray_cluster
 from llmdistill.config.objectives import AnyObjective, SequenceCEConfig, needs_teacher
 from llmdistill.config.run import RunConfig
+from llmdistill.config.train import TrainConfig
 from llmdistill.errors import DataError
 from llmdistill.observe.progress import Progress
 from llmdistill.observe.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from llmdistill.trainer.job import TrainJob
 
 
 @dataclass(frozen=True)
@@ -105,16 +111,77 @@ def capture_spec(run: Run, tokenizer: Any) -> Any:
 
 def train(run: Run) -> None:
     """Train the student, and the baseline where one is asked for."""
-    objectives = run.config.objectives
+    from llmdistill.trainer import torchrun
+
+    if torchrun.is_worker():
+        _train_as_worker(run)
+        return
+    from llmdistill.trainer.launcher import launch
+
     make_untrained(run)
-    trainings = [("student", objectives, run.folder.checkpoints)]
-    if run.config.evaluate.baseline:
-        trainings.append(
-            (BASELINE, (SequenceCEConfig(type="sequence_ce"),), run.folder.baseline(BASELINE) / "checkpoints")
-        )
     with ray_cluster(run.config.cluster):
-        for name, chosen, checkpoints in trainings:
-            _train_one(run, name, chosen, checkpoints)
+        for job in _training_jobs(run):
+            with _training_progress(job) as show:
+                launch(job, run.folder.scratch, show)
+
+
+def _train_as_worker(run: Run) -> None:
+    import torch
+
+    from llmdistill.trainer import torchrun
+    from llmdistill.trainer.loop import run_training
+    from llmdistill.trainer.metrics import watched
+
+    with torchrun.process_group(run.config.train) as rank:
+        if rank == 0:
+            make_untrained(run)
+        torch.distributed.barrier()
+        for job in _training_jobs(run):
+            if rank == 0:
+                with _training_progress(job) as show, watched(job.metrics, job.name, show):
+                    run_training(job)
+            else:
+                run_training(job)
+
+
+def _training_jobs(run: Run) -> list[TrainJob]:
+    from llmdistill.trainer.job import TrainJob
+
+    def job(name: str, objectives: tuple[AnyObjective, ...], checkpoints: Path, settings: TrainConfig) -> TrainJob:
+        live = settings.soft_labels == "live" or needs_teacher(objectives)
+        return TrainJob(
+            name=name,
+            cache=run.folder.cache,
+            held_out=run.config.prompts.held_out,
+            init=run.folder.untrained,
+            checkpoints=checkpoints,
+            metrics=run.folder.metrics,
+            objectives=objectives,
+            train=settings,
+            teacher=run.teacher_folder if live else None,
+        )
+
+    jobs = [job("student", run.config.objectives, run.folder.checkpoints, run.config.train)]
+    if run.config.evaluate.baseline:
+        # The baseline has nothing to ask a teacher.
+        settings = run.config.train.model_copy(update={"soft_labels": "cache"})
+        checkpoints = run.folder.baseline(BASELINE) / "checkpoints"
+        jobs.append(job(BASELINE, (SequenceCEConfig(type="sequence_ce"),), checkpoints, settings))
+    return jobs
+
+
+@contextlib.contextmanager
+def _training_progress(job: TrainJob) -> Iterator[Callable[[dict[str, Any]], None]]:
+    from llmdistill.trainer.loop import first_and_total_steps
+
+    first, total = first_and_total_steps(job)
+    with Progress(f"train {job.name}", total, "steps", first) as progress:
+
+        def show(line: dict[str, Any]) -> None:
+            values = "  ".join(f"{objective.type} {line[objective.type]:.3f}" for objective in job.objectives)
+            progress.update(line["step"], f"{values}  {line['tokens_per_second']:.0f} tokens/s")
+
+        yield show
 
 
 def make_untrained(run: Run) -> None:
@@ -134,37 +201,6 @@ def make_untrained(run: Run) -> None:
         assert student.model is not None
         create_from_model(student.model, run.teacher_folder, temporary)
     temporary.rename(run.folder.untrained)
-
-
-def _train_one(run: Run, name: str, objectives: tuple[AnyObjective, ...], checkpoints: Path) -> None:
-    from llmdistill.trainer.job import TrainJob
-    from llmdistill.trainer.launcher import launch
-
-    settings = run.config.train
-    if name == BASELINE:  # has nothing to ask a teacher
-        settings = settings.model_copy(update={"soft_labels": "cache"})
-    live = settings.soft_labels == "live" or needs_teacher(objectives)
-    job = TrainJob(
-        name=name,
-        cache=run.folder.cache,
-        held_out=run.config.prompts.held_out,
-        init=run.folder.untrained,
-        checkpoints=checkpoints,
-        metrics=run.folder.metrics,
-        objectives=objectives,
-        train=settings,
-        teacher=run.teacher_folder if live else None,
-    )
-    from llmdistill.trainer.loop import first_and_total_steps
-
-    first, total = first_and_total_steps(job)
-    with Progress(f"train {name}", total, "steps", first) as progress:
-
-        def show(line: dict[str, Any]) -> None:
-            values = "  ".join(f"{objective.type} {line[objective.type]:.3f}" for objective in objectives)
-            progress.update(line["step"], f"{values}  {line['tokens_per_second']:.0f} tokens/s")
-
-        launch(job, run.folder.scratch, show)
 
 
 def export(run: Run) -> None:

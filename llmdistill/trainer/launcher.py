@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,7 @@ from typing import Any
 from llmdistill.cluster import require_resources
 from llmdistill.errors import LLMDistillError, TrainingError
 from llmdistill.trainer.job import TrainJob
-from llmdistill.trainer.metrics import read_metrics
-
-_POLL_SECONDS = 1.0
+from llmdistill.trainer.metrics import watched
 
 
 def launch(job: TrainJob, scratch: Path, on_progress: Callable[[dict[str, Any]], None]) -> None:
@@ -56,13 +53,11 @@ def launch(job: TrainJob, scratch: Path, on_progress: Callable[[dict[str, Any]],
         run_config=RunConfig(name=job.name, storage_path=str(scratch), failure_config=FailureConfig(max_failures=0)),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
     )
-    watcher = _MetricsWatcher(job, on_progress)
     try:
-        trainer.fit()
+        with watched(job.metrics, job.name, on_progress):
+            trainer.fit()
     except TrainingFailedError as error:
         raise _cause(error) from error
-    finally:
-        watcher.stop()
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -84,30 +79,3 @@ def _cause(error: Exception) -> LLMDistillError:
                 return link
         return TrainingError(f"{type(failure).__name__}: {failure}".strip(), where=f"training worker {rank}")
     return TrainingError(str(error).strip())
-
-
-class _MetricsWatcher:
-    """Follows metrics.jsonl while Ray Train blocks."""
-
-    def __init__(self, job: TrainJob, on_progress: Callable[[dict[str, Any]], None]) -> None:
-        self._job = job
-        self._on_progress = on_progress
-        self._stopped = threading.Event()
-        self._last: dict[str, Any] | None = None
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self._thread.join()
-        self._report()
-
-    def _follow(self) -> None:
-        while not self._stopped.wait(_POLL_SECONDS):
-            self._report()
-
-    def _report(self) -> None:
-        lines = [line for line in read_metrics(self._job.metrics) if line.get("model") == self._job.name]
-        if lines and lines[-1] != self._last:
-            self._last = lines[-1]
-            self._on_progress(lines[-1])

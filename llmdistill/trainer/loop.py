@@ -104,6 +104,7 @@ def run_training(job: TrainJob) -> None:
             metrics.write(done, {"total_steps": len(plan), **values})
         if done % job.train.save_steps == 0 or done == len(plan):
             save_checkpoint(engine, job.checkpoints, state(done), job.train.save_total_limit)
+    engine.destroy()
 
 
 def make_module(job: TrainJob, vocabulary_size: int) -> DistillationModule:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_POLL_SECONDS = 1.0
 
 
 class MetricsFile:
@@ -41,6 +46,31 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+@contextmanager
+def watched(path: Path, model: str, on_line: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Within this context, call `on_line` with the newest line of a model whenever there is one, from a thread."""
+    stopped, last = threading.Event(), [None]
+
+    def report() -> None:
+        lines: list[Any] = [line for line in read_metrics(path) if line.get("model") == model]
+        if lines and lines[-1] != last[0]:
+            last[0] = lines[-1]
+            on_line(lines[-1])
+
+    def follow() -> None:
+        while not stopped.wait(_POLL_SECONDS):
+            report()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+        report()
 
 
 def _rounded(value: float) -> float:

@@ -98,7 +98,9 @@ def test_options_that_make_no_sense(objective: dict, message: str) -> None:
 def test_a_live_teacher_needs_no_capture_and_has_no_tail() -> None:
     check({"type": "jsd", "temperature": 3.0}, live=True)
     check({"type": "reverse_kl"}, kind="sampled", live=True)
-    with pytest.raises(ValueError, match=r"objectives\.0\.tail: .* have no tail; leave it out, or use train\.soft_labels"):
+    with pytest.raises(
+        ValueError, match=r"objectives\.0\.tail: .* have no tail; leave it out, or use train\.soft_labels"
+    ):
         check({"type": "jsd", "tail": "renormalize"}, live=True)
 
 
