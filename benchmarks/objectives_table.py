@@ -4,10 +4,10 @@
     python benchmarks/objectives_table.py runs/quickstart OUT [--epochs 3] [--only NAME...]
 
 The run's records are scored anew with its teacher, in float32, so that all kinds of capture hold the same
-distributions: top-64, top-18 (as many bytes as the drawn kinds), `head_tail` and `sampled`. Then the run's untrained student
-is trained once for each line of the table, in one process, and held against the teacher's whole distribution on the
-held-out records. OUT keeps the caches and a JSON file for each line; lines that are there are not made again, so several
-calls may share the work.
+distributions: top-64, top-18 (as many bytes as the drawn kinds), `head_tail` and `sampled`. Then the run's untrained
+student is trained once for each line of the table, in one process, and held against the teacher's whole distribution
+on the held-out records. OUT keeps the caches and a JSON file for each line; lines that are there are not made again,
+so several calls may share the work.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,7 @@ def require_same_training(found: CheckpointState, asked: CheckpointState, checkp
     """Refuse to continue another training.
 
     Raises:
-        DataError: objectives, data or settings differ (the difference is shown), or the number of workers does.
+        DataError: objectives, data or settings differ; the difference is shown.
 
     """
     differing = [
@@ -69,12 +71,6 @@ def require_same_training(found: CheckpointState, asked: CheckpointState, checkp
             "the checkpoint belongs to another training\n  " + "\n  ".join(differing),
             where=str(checkpoint),
             fix=f"go back to these settings, choose another output folder, or remove {checkpoint.parent}",
-        )
-    if found.workers != asked.workers and found.step < found.total_steps:
-        raise DataError(
-            f"saved by {found.workers} workers, and {asked.workers} are to continue it",
-            where=str(checkpoint),
-            fix=f"use train.workers={found.workers}",
         )
 
 
@@ -113,6 +109,10 @@ def save_checkpoint(engine: Any, folder: Path, state: CheckpointState, keep: int
 def load_checkpoint(engine: Any, checkpoint: Path) -> None:
     """Load weights, optimizer and schedule into the engine, on all ranks.
 
+    Args:
+        engine: of `initialize`; for a folder of `universal_checkpoint`, initialised for one.
+        checkpoint: of the same number of workers, or a folder of `universal_checkpoint`.
+
     Raises:
         DataError: DeepSpeed finds its files incomplete.
 
@@ -120,3 +120,44 @@ def load_checkpoint(engine: Any, checkpoint: Path) -> None:
     path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     if path is None:
         raise DataError("DeepSpeed cannot load it", where=str(checkpoint), fix="remove it; the one before is used")
+
+
+def needs_reshaping(state: CheckpointState, workers: int) -> bool:
+    """Whether a checkpoint is split over another number of workers; stage 0 keeps everything whole."""
+    return state.workers != workers and state.zero_stage > 0
+
+
+def universal_checkpoint(checkpoint: Path) -> Path:
+    """The same checkpoint in DeepSpeed's universal format, which any number of workers loads. All ranks call it.
+
+    Rank 0 converts; the folder lies beside the checkpoint under a hidden name until `remove_universal`.
+
+    Raises:
+        DataError: DeepSpeed cannot convert it; raised on every rank.
+
+    """
+    folder = checkpoint.with_name(f".{checkpoint.name}.universal")
+    message: list[str | None] = [None]
+    if torch.distributed.get_rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+        command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+        command += ["--input_folder", str(checkpoint), "--output_folder", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            message[0] = (done.stderr.strip().splitlines() or ["it failed"])[-1]
+    torch.distributed.broadcast_object_list(message)
+    if message[0] is not None:
+        raise DataError(
+            f"DeepSpeed cannot convert it for another number of workers: {message[0]}",
+            where=str(checkpoint),
+            fix="continue with the number of workers in its state.json",
+        )
+    return folder
+
+
+def remove_universal(folder: Path) -> None:
+    """Remove a folder of `universal_checkpoint` once every rank has loaded it."""
+    torch.distributed.barrier()
+    if torch.distributed.get_rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -35,8 +35,16 @@ def weight_decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str
     return [group for group in groups if group["params"]]
 
 
-def initialize(module: DistillationModule, train: TrainConfig, total_steps: int) -> Any:
-    """The DeepSpeed engine of this rank; the process group exists already."""
+def initialize(module: DistillationModule, train: TrainConfig, total_steps: int, universal: bool = False) -> Any:
+    """The DeepSpeed engine of this rank; the process group exists already.
+
+    Args:
+        module: student and objectives.
+        train: the settings.
+        total_steps: optimizer steps of the whole training.
+        universal: the engine will load a checkpoint in the universal format.
+
+    """
     import deepspeed
 
     deepspeed.init_distributed(torch.distributed.get_backend(), auto_mpi_discovery=False)
@@ -57,6 +65,6 @@ def initialize(module: DistillationModule, train: TrainConfig, total_steps: int)
         model=module,
         optimizer=optimizer,
         lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(wrapped, factor),
-        config=deepspeed_config(train),
+        config=deepspeed_config(train) | ({"checkpoint": {"load_universal": True}} if universal else {}),
     )
     return engine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,12 @@ from llmdistill.trainer.checkpoint import (
     CheckpointState,
     latest_checkpoint,
     load_checkpoint,
+    needs_reshaping,
     read_state,
+    remove_universal,
     require_same_training,
     save_checkpoint,
+    universal_checkpoint,
 )
 from llmdistill.trainer.data import Step, read_ahead
 from llmdistill.trainer.engine import initialize
@@ -92,9 +96,8 @@ def run_training(job: TrainJob) -> None:
         first = found.step
     if first == len(plan):
         return
-    engine = initialize(make_module(job, reader.spec.vocabulary_size), job.train, total_steps=len(plan))
-    if checkpoint is not None:
-        load_checkpoint(engine, checkpoint)
+    module = make_module(job, reader.spec.vocabulary_size)
+    engine = _engine(module, job, len(plan), checkpoint)
     metrics = MetricsFile(job.metrics, job.name, first) if rank == 0 else None
     steps = read_ahead(reader, plan, first, rank, num_ranks, job.train.micro_batch_size, job.train.sequence_length)
     for step in steps:
@@ -105,6 +108,21 @@ def run_training(job: TrainJob) -> None:
         if done % job.train.save_steps == 0 or done == len(plan):
             save_checkpoint(engine, job.checkpoints, state(done), job.train.save_total_limit)
     engine.destroy()
+
+
+def _engine(module: DistillationModule, job: TrainJob, total_steps: int, checkpoint: Path | None) -> Any:
+    """The engine, at the checkpoint if there is one: of this number of workers or of another."""
+    if checkpoint is None:
+        return initialize(module, job.train, total_steps)
+    if not needs_reshaping(read_state(checkpoint), torch.distributed.get_world_size()):
+        engine = initialize(module, job.train, total_steps)
+        load_checkpoint(engine, checkpoint)
+        return engine
+    universal = universal_checkpoint(checkpoint)
+    engine = initialize(module, job.train, total_steps, universal=True)
+    load_checkpoint(engine, universal)
+    remove_universal(universal)
+    return engine
 
 
 def make_module(job: TrainJob, vocabulary_size: int) -> DistillationModule:

@@ -85,9 +85,26 @@ def test_resumed_equals_uninterrupted_and_other_settings_are_refused(
     other = CheckpointState(**{**vars(found), "identity": {**found.identity, "train.lr": 1.0}})
     with pytest.raises(DataError, match=r"train\.lr: the checkpoint has 0\.003, asked is 1\.0"):
         require_same_training(found, other, checkpoint)
-    unfinished = CheckpointState(**{**vars(found), "step": 4})
-    with pytest.raises(DataError, match="saved by 2 workers, and 4 are to continue"):
-        require_same_training(unfinished, CheckpointState(**{**vars(unfinished), "workers": 4}), checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("stage", "first", "then"), [(2, 2, 1), (3, 1, 2)], ids=lambda value: str(value)
+)
+def test_another_number_of_workers_continues_at_the_same_sample(
+    inputs: tuple[Path, Path], reference: tuple[Path, list[float]], tmp_path: Path, stage: int, first: int, then: int
+) -> None:  # case Z4
+    job = job_for(tmp_path, *inputs, zero_stage=stage, workers=first)
+    run_ranks(job)
+    shutil.rmtree(job.checkpoints / "step-00000009")
+    lines = read_metrics(job.metrics)
+    job = job_for(tmp_path, *inputs, zero_stage=stage, workers=then)
+    run_ranks(job)
+    again = read_metrics(job.metrics)
+    assert again[:8] == lines[:8]
+    assert again[8]["loss"] == pytest.approx(reference[1][8], rel=1e-4)
+    assert again[8]["learning_rate"] == lines[8]["learning_rate"]
+    assert again[8]["grad_norm"] == pytest.approx(lines[8]["grad_norm"], rel=1e-3)
+    assert not list(job.checkpoints.glob(".*"))
 
 
 def test_an_export_with_an_empty_weight_is_refused_by_name(
