@@ -6,6 +6,7 @@ LLMDistillError                 exit status 1: failed while running
 ├── ClusterError                exit status 4: the cluster cannot give what was asked
 ├── EngineError                 exit status 1: a teacher engine failed or returned something impossible
 └── TrainingError               exit status 1: training cannot go on
+    └── WorkerDiedError         exit status 1: a training worker ended otherwise than by an error from this tree
 
 An error says what is wrong, where, and how to fix it. Errors cross process borders (Ray pickles them), so they carry
 plain strings only.
@@ -61,3 +62,7 @@ class EngineError(LLMDistillError):
 
 class TrainingError(LLMDistillError):
     """Training cannot go on."""
+
+
+class WorkerDiedError(TrainingError):
+    """A training worker ended otherwise than by an error from this tree: worth another try."""

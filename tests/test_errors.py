@@ -14,6 +14,7 @@ from llmdistill import errors
         ("ClusterError", 4),
         ("EngineError", 1),
         ("TrainingError", 1),
+        ("WorkerDiedError", 1),
     ],
 )
 def test_errors_keep_their_parts_when_pickled(kind: str, status: int) -> None:

@@ -122,7 +122,7 @@ def train(run: Run) -> None:
     with ray_cluster(run.config.cluster):
         for job in _training_jobs(run):
             with _training_progress(job) as show:
-                launch(job, run.folder.scratch, show)
+                launch(job, run.folder.scratch, show, lambda message: say(f"train: {message}"))
 
 
 def _train_as_worker(run: Run) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Iterator
+from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from llmdistill.config.base import Section
 from llmdistill.errors import ConfigError
@@ -45,10 +46,22 @@ class TrainConfig(Section):
     workers × micro_batch_size × sequence_length × accumulation."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO stage."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """`bf16` keeps float32 master weights."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """`cpu` keeps the optimizer's states in main memory (ZeRO 1 to 3)."""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """Keys of DeepSpeed's own configuration, for what has no setting here; they win and are shown when the training
+    starts. Batch sizes are not among them."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """`bf16` and `fp16` keep float32 master weights; `fp16` scales the loss and skips steps that overflow."""
     workers: PositiveInt = 1
     """Training processes, one GPU each (or one core without GPUs)."""
+    max_restarts: NonNegativeInt = 2
+    """How often Ray starts the workers again, at the newest checkpoint, when one has died."""
+    eval_steps: PositiveInt | None = None
+    """Evaluate the objectives on the held-out records every so many steps (`eval_<type>` in metrics.jsonl); null:
+    never."""
     save_steps: PositiveInt = 50
     """A checkpoint every so many steps, and at the end."""
     save_total_limit: PositiveInt = 2
@@ -61,6 +74,25 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _batch_arithmetic(self) -> Self:
         assert self.accumulation_steps  # raises where it does not divide
+        return self
+
+    @model_validator(mode="after")
+    def _deepspeed_keys(self) -> Self:
+        owned = {
+            "train_batch_size": "tokens_per_step",
+            "train_micro_batch_size_per_gpu": "micro_batch_size",
+            "gradient_accumulation_steps": "tokens_per_step",
+            "optimizer": "lr and its neighbours",
+            "scheduler": "warmup_ratio and min_lr_ratio",
+        }
+        for key in self.deepspeed:
+            if key in owned:
+                raise ValueError(f"train.deepspeed.{key}: follows from train.{owned[key]}; set that instead")
+        automatic = [".".join(path) for path, value in _leaves(self.deepspeed) if value == "auto"]
+        if automatic:
+            raise ValueError(f"train.deepspeed.{automatic[0]}: auto is a word of other programs; give the value")
+        if self.offload_optimizer != "none" and self.zero_stage == 0:
+            raise ValueError("train.offload_optimizer: needs a train.zero_stage of at least 1")
         return self
 
     @property
@@ -81,3 +113,11 @@ class TrainConfig(Section):
                 fix=f"use {' or '.join(str(value) for value in (lower, upper) if value)}",
             )
         return self.tokens_per_step // slots
+
+
+def _leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key), value

@@ -14,17 +14,32 @@ from llmdistill.trainer.schedule import learning_rate_factor
 
 
 def deepspeed_config(train: TrainConfig) -> dict[str, Any]:
-    """The DeepSpeed dictionary, every value resolved."""
-    return {
+    """The DeepSpeed dictionary, every value resolved; `train.deepspeed` is laid over it."""
+    zero: dict[str, Any] = {"stage": train.zero_stage}
+    if train.offload_optimizer == "cpu":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    ours = {
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
         "gradient_accumulation_steps": train.accumulation_steps,
         "train_batch_size": train.micro_batch_size * train.accumulation_steps * train.workers,
         "gradient_clipping": train.max_grad_norm,
         "bf16": {"enabled": train.precision == "bf16"},
-        "zero_optimization": {"stage": train.zero_stage},
+        "fp16": {"enabled": train.precision == "fp16"},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        # DeepSpeed's own optimizers are compiled on the machine; torch's is always there.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
+    return _overlaid(ours, train.deepspeed)
+
+
+def _overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(below.get(key), dict)
+        merged[key] = _overlaid(below[key], value) if both else value
+    return merged
 
 
 def weight_decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -48,7 +63,6 @@ def initialize(module: DistillationModule, train: TrainConfig, total_steps: int,
     import deepspeed
 
     deepspeed.init_distributed(torch.distributed.get_backend(), auto_mpi_discovery=False)
-    # DeepSpeed's own fused optimizers need a compiler on the machine; torch's is always there.
     optimizer = torch.optim.AdamW(
         weight_decay_groups(module, train.weight_decay),
         lr=train.lr,

@@ -11,7 +11,20 @@ from typing import Any
 from llmdistill.config.objectives import AnyObjective
 from llmdistill.config.train import TrainConfig
 
-_FREE_TO_CHANGE = frozenset({"save_steps", "save_total_limit", "logging_steps", "workers", "micro_batch_size"})
+_FREE_TO_CHANGE = frozenset(
+    {
+        "save_steps",
+        "save_total_limit",
+        "logging_steps",
+        "eval_steps",
+        "workers",
+        "micro_batch_size",
+        "max_restarts",
+        "gradient_checkpointing",
+        "offload_optimizer",
+        "deepspeed",
+    }
+)
 """Settings that change how a training runs and not what comes out."""
 
 

@@ -9,18 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from llmdistill.cluster import require_resources
-from llmdistill.errors import LLMDistillError, TrainingError
+from llmdistill.errors import LLMDistillError, WorkerDiedError
 from llmdistill.trainer.job import TrainJob
 from llmdistill.trainer.metrics import watched
 
 
-def launch(job: TrainJob, scratch: Path, on_progress: Callable[[dict[str, Any]], None]) -> None:
+def launch(
+    job: TrainJob,
+    scratch: Path,
+    on_progress: Callable[[dict[str, Any]], None],
+    on_restart: Callable[[str], None] = lambda message: None,
+) -> None:
     """Train on the connected cluster; a finished training returns at once.
+
+    Workers that die are started again at the newest checkpoint, `train.max_restarts` times; an error of the training
+    itself would come again and is not.
 
     Args:
         job: what to train.
         scratch: folder for Ray Train's own files.
         on_progress: called with each new line of the job's metrics.
+        on_restart: called with what happened, before the workers are started again.
 
     Raises:
         ClusterError: the cluster is too small.
@@ -28,8 +37,6 @@ def launch(job: TrainJob, scratch: Path, on_progress: Callable[[dict[str, Any]],
 
     """
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     resources = ray.cluster_resources()
@@ -42,7 +49,23 @@ def launch(job: TrainJob, scratch: Path, on_progress: Callable[[dict[str, Any]],
     cores = 1 if use_gpu else int(resources["CPU"] // job.train.workers)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     scratch.mkdir(parents=True, exist_ok=True)
-    trainer = TorchTrainer(
+    with watched(job.metrics, job.name, on_progress):
+        for attempt in range(job.train.max_restarts + 1):
+            try:
+                _trainer(job, scratch, use_gpu, cores).fit()
+                return
+            except TrainingFailedError as error:
+                cause = _cause(error)
+                if not isinstance(cause, WorkerDiedError) or attempt == job.train.max_restarts:
+                    raise cause from error
+                on_restart(f"{cause}; restart {attempt + 1} of {job.train.max_restarts}, from the newest checkpoint")
+
+
+def _trainer(job: TrainJob, scratch: Path, use_gpu: bool, cores: int) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    return TorchTrainer(
         _worker,
         train_loop_config={"job": job, "threads": None if use_gpu else cores},
         scaling_config=ScalingConfig(
@@ -53,11 +76,6 @@ def launch(job: TrainJob, scratch: Path, on_progress: Callable[[dict[str, Any]],
         run_config=RunConfig(name=job.name, storage_path=str(scratch), failure_config=FailureConfig(max_failures=0)),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
     )
-    try:
-        with watched(job.metrics, job.name, on_progress):
-            trainer.fit()
-    except TrainingFailedError as error:
-        raise _cause(error) from error
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -77,5 +95,5 @@ def _cause(error: Exception) -> LLMDistillError:
         for link in (failure, getattr(failure, "cause", None), failure.__cause__):
             if isinstance(link, LLMDistillError):
                 return link
-        return TrainingError(f"{type(failure).__name__}: {failure}".strip(), where=f"training worker {rank}")
-    return TrainingError(str(error).strip())
+        return WorkerDiedError(f"{type(failure).__name__}: {failure}".strip(), where=f"training worker {rank}")
+    return WorkerDiedError(str(error).strip())

@@ -38,7 +38,10 @@ from llmdistill.trainer.states import StateNeeds
 _MEASURE_EVERY = 10
 """Logged steps between two with gradient norms per objective, which cost one more pass over the logits each."""
 
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+_MOST_SKIPPED = 50
+"""Steps in a row that may overflow in fp16 before the training gives up."""
 
 
 def make_plan(reader: CacheReader, job: TrainJob) -> StepPlan:
@@ -103,9 +106,13 @@ def run_training(job: TrainJob) -> None:
     for step in steps:
         values = _run_step(engine, step, job, num_ranks, len(plan))
         done = step.number + 1
-        if metrics and (done % job.train.logging_steps == 0 or done == len(plan)):
+        last = done == len(plan)
+        evaluated = job.train.eval_steps is not None and (done % job.train.eval_steps == 0 or last)
+        if evaluated:
+            values |= evaluate_held_out(engine, reader, job, rank, num_ranks)
+        if metrics and (done % job.train.logging_steps == 0 or last or evaluated):
             metrics.write(done, {"total_steps": len(plan), **values})
-        if done % job.train.save_steps == 0 or done == len(plan):
+        if done % job.train.save_steps == 0 or last:
             save_checkpoint(engine, job.checkpoints, state(done), job.train.save_total_limit)
     engine.destroy()
 
@@ -136,11 +143,37 @@ def make_module(job: TrainJob, vocabulary_size: int) -> DistillationModule:
     student = load_student(job.init, dtype, needs.attention_implementation)
     require_usable(student, f"the student {job.init}", job.train.packing)
     student.train()
+    if job.train.gradient_checkpointing:
+        student.gradient_checkpointing_enable({"use_reentrant": False})
     teacher = None
     if job.teacher is not None:
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         teacher = LiveTeacher.load(job.teacher, dtype, vocabulary_size, needs, job.train.packing).to(device)
     return DistillationModule(student, vocabulary_size, job.objectives, teacher, job.train.soft_labels == "live")
+
+
+@torch.no_grad()
+def evaluate_held_out(engine: Any, reader: CacheReader, job: TrainJob, rank: int, num_ranks: int) -> dict[str, float]:
+    """Mean of each objective over the supervised rows of the held-out records, the same on every rank."""
+    _, records = reader.split(job.held_out)
+    rows = int(reader.row_counts[records].sum())
+    if not rows:
+        raise DataError(
+            "there is no held-out record with supervised tokens",
+            where=str(job.cache),
+            fix="raise prompts.held_out, or leave train.eval_steps out",
+        )
+    size, length = job.train.micro_batch_size, job.train.sequence_length
+    lengths = reader.token_counts if job.train.packing else np.full_like(reader.token_counts, length)
+    plan = plan_steps(lengths, records, 1, job.train.seed, length, num_ranks * size)
+    sums = torch.zeros(len(job.objectives), device=engine.device)
+    engine.eval()
+    for step in read_ahead(reader, plan, 0, rank, num_ranks, size, length):
+        for micro_batch in step.micro_batches:
+            sums += engine(micro_batch.to(engine.device))[1]
+    engine.train()
+    torch.distributed.all_reduce(sums)
+    return {f"eval_{job.objectives[i].type}": value / rows for i, value in enumerate(sums.tolist())}
 
 
 def _run_step(engine: Any, step: Step, job: TrainJob, num_ranks: int, total_steps: int) -> dict[str, Any]:
@@ -163,6 +196,7 @@ def _run_step(engine: Any, step: Step, job: TrainJob, num_ranks: int, total_step
     loss = sum(weight * value for weight, value in zip(weights.values(), values, strict=True))
     if not math.isfinite(loss):
         raise TrainingError(f"the loss of step {step.number + 1} is {loss}", fix="lower train.lr")
+    skipped = _skipped_steps(engine, step.number + 1)
     seconds = time.monotonic() - started + step.wait_seconds
     return {
         "loss": loss,
@@ -171,9 +205,30 @@ def _run_step(engine: Any, step: Step, job: TrainJob, num_ranks: int, total_step
         **{f"{name}_grad_norm": weights[name] * norm for name, norm in zip(weights, norms, strict=True) if measure},
         "learning_rate": learning_rate,
         "grad_norm": float(engine.get_global_grad_norm() or 0.0),
+        **({"skipped_steps": skipped} if job.train.precision == "fp16" else {}),
         "rows": step.global_rows,
         "tokens": step.global_tokens,
         "tokens_per_second": step.global_tokens / seconds,
         "step_seconds": seconds,
         "data_wait_seconds": step.wait_seconds,
     }
+
+
+def _skipped_steps(engine: Any, step: int) -> int:
+    """Optimizer steps that DeepSpeed skipped so far, because fp16 gradients overflowed.
+
+    Raises:
+        TrainingError: the last `_MOST_SKIPPED` in a row.
+
+    """
+    skipped = int(engine.skipped_steps)
+    if skipped != getattr(engine, "skipped_before", 0):
+        engine.skipped_before, engine.skipped_in_a_row = skipped, getattr(engine, "skipped_in_a_row", 0) + 1
+    else:
+        engine.skipped_in_a_row = 0
+    if engine.skipped_in_a_row >= _MOST_SKIPPED:
+        raise TrainingError(
+            f"{_MOST_SKIPPED} steps in a row overflowed in fp16, the last is step {step}",
+            fix="use train.precision: bf16",
+        )
+    return skipped

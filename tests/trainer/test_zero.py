@@ -44,8 +44,12 @@ def reference(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize(
     "settings",
-    [{"zero_stage": 3}, {"zero_stage": 1, "micro_batch_size": 2}, {"zero_stage": 0, "workers": 1}],
-    ids=["zero3", "zero1-micro2", "one-process"],
+    [
+        {"zero_stage": 3, "gradient_checkpointing": True, "eval_steps": 4},
+        {"zero_stage": 1, "micro_batch_size": 2, "offload_optimizer": "cpu"},
+        {"zero_stage": 0, "workers": 1},
+    ],
+    ids=["zero3-checkpointing", "zero1-micro2-offload", "one-process"],
 )
 def test_losses_do_not_depend_on_stage_ranks_or_accumulation(
     inputs: tuple[Path, Path], reference: tuple[Path, list[float]], tiny_teacher: Path, tmp_path: Path, settings: dict
@@ -87,9 +91,7 @@ def test_resumed_equals_uninterrupted_and_other_settings_are_refused(
         require_same_training(found, other, checkpoint)
 
 
-@pytest.mark.parametrize(
-    ("stage", "first", "then"), [(2, 2, 1), (3, 1, 2)], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("stage", "first", "then"), [(2, 2, 1), (3, 1, 2)], ids=lambda value: str(value))
 def test_another_number_of_workers_continues_at_the_same_sample(
     inputs: tuple[Path, Path], reference: tuple[Path, list[float]], tmp_path: Path, stage: int, first: int, then: int
 ) -> None:  # case Z4
