@@ -74,8 +74,12 @@ def first_and_total_steps(job: TrainJob) -> tuple[int, int]:
     return (read_state(checkpoint).step if checkpoint else 0), total
 
 
-def run_training(job: TrainJob) -> None:
+def run_training(job: TrainJob, last_step: int | None = None) -> None:
     """Train to the end, from the newest checkpoint; the process group exists already. Ends with a checkpoint.
+
+    Args:
+        job: what to train.
+        last_step: end after this step instead, without a checkpoint; for measurements.
 
     Raises:
         DataError: data or checkpoint do not fit.
@@ -114,6 +118,8 @@ def run_training(job: TrainJob) -> None:
             metrics.write(done, {"total_steps": len(plan), **values})
         if done % job.train.save_steps == 0 or last:
             save_checkpoint(engine, job.checkpoints, state(done), job.train.save_total_limit)
+        if done == last_step:
+            break
     engine.destroy()
 
 
