@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from llmdistill.config.structure import MappedConfig, StructureObjective
-from llmdistill.config.weighting import ObjectiveConfig
+from llmdistill.config.weighting import ObjectiveConfig, ScheduleConfig
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -18,6 +18,15 @@ class TemperedConfig(ObjectiveConfig):
 
     temperature: float = Field(default=1.0, gt=0.0)
     """Softmax temperature on both sides; the value is multiplied by its square. Any but 1 must be captured."""
+    temperature_schedule: ScheduleConfig | None = None
+    """Factor of the temperature that changes while the training runs; needs `train.soft_labels: live`."""
+
+    @model_validator(mode="after")
+    def _temperature_stays_positive(self) -> Self:
+        schedule = self.temperature_schedule
+        if schedule is not None and min(schedule.start, schedule.end) <= 0.0:
+            raise ValueError("temperature_schedule: start and end must be above 0")
+        return self
 
 
 class DivergenceConfig(TemperedConfig):
@@ -205,6 +214,11 @@ def require_captured(
 
 def _require_temperature(objective: TemperedConfig, where: str, kind: str, temperatures: Sequence[float]) -> None:
     value = objective.temperature
+    if objective.temperature_schedule is not None:
+        raise ValueError(
+            f"{where}.temperature_schedule: stored rows are exact at the captured temperatures only; use a fixed"
+            " one of these, or train.soft_labels: live"
+        )
     if value == 1.0:
         return
     if kind != "top_k":

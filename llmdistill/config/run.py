@@ -12,6 +12,7 @@ from llmdistill.config.cluster import ClusterConfig
 from llmdistill.config.evaluate import EvaluateConfig
 from llmdistill.config.objectives import AnyObjective, require_captured
 from llmdistill.config.prompts import PromptsConfig
+from llmdistill.config.structure import StructureObjective
 from llmdistill.config.student import StudentConfig
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.config.train import TrainConfig
@@ -44,6 +45,16 @@ class RunConfig(Section):
         types = [objective.type for objective in self.objectives]
         if len(set(types)) < len(types):
             raise ValueError(f"each type of objective may stand once in objectives, found {types}")
+        return self
+
+    @model_validator(mode="after")
+    def _balanced_objectives_are_comparable(self) -> Self:
+        inner = [objective.type for objective in self.objectives if isinstance(objective, StructureObjective)]
+        if self.train.balance_objectives and inner:
+            raise ValueError(
+                f"train.balance_objectives: the gradient of {inner[0]} is by inner states and cannot be held against"
+                " those by the logits; set its weight by hand, or leave it out"
+            )
         return self
 
     @model_validator(mode="after")

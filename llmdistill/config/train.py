@@ -30,6 +30,9 @@ class TrainConfig(Section):
     """AdamW's second moment."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this global norm."""
+    balance_objectives: bool = False
+    """Every tenth logged step, set factors of the weights (`<type>_balance`) so that the gradients of the objectives by
+    the logits stand in the ratio of the weights."""
     soft_labels: Literal["cache", "live"] = "cache"
     """Where the teacher's distributions come from. `live`: the frozen teacher runs beside the student on every worker
     and gives its whole distribution, on the tokens of the cache; slower, exact, and at any temperature. Objectives on

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -23,7 +23,7 @@ from llmdistill.config.objectives import (
     TAIDConfig,
     ZLossConfig,
 )
-from llmdistill.config.weighting import ObjectiveConfig
+from llmdistill.config.weighting import ObjectiveConfig, ScheduleConfig
 from llmdistill.objectives.adaptive import adaptive_kl, taid
 from llmdistill.objectives.cross_entropy import token_ce, weighted_forward_kl, z_loss
 from llmdistill.objectives.divergence import (
@@ -57,35 +57,44 @@ class Term:
     """T of the softmaxes; the reduction multiplies by T²."""
 
 
-def make_terms(objectives: Sequence[AnyObjective], progress: float = 1.0) -> list[Term]:
+def make_terms(
+    objectives: Sequence[AnyObjective], progress: float = 1.0, factors: Mapping[str, float] | None = None
+) -> list[Term]:
     """The terms of the objectives on logits, at a point of the training.
 
     Args:
         objectives: as configured; those on inner states are left out.
         progress: 0 at the first step, 1 at the last.
+        factors: objective type → factor of its weight, where objectives are balanced.
 
     """
-    return [_term(objective, progress) for objective in objectives if isinstance(objective, LogitObjective)]
+    chosen = [objective for objective in objectives if isinstance(objective, LogitObjective)]
+    terms = [_term(objective, progress) for objective in chosen]
+    return [replace(term, weight=term.weight * (factors or {}).get(term.name, 1.0)) for term in terms]
 
 
 def weight_at(objective: ObjectiveConfig, progress: float) -> float:
     """The weight of an objective at a point of the training."""
-    schedule = objective.schedule
+    return objective.weight * _factor(objective.schedule, progress)
+
+
+def _factor(schedule: ScheduleConfig | None, progress: float) -> float:
     if schedule is None:
-        return objective.weight
-    return objective.weight * Schedule(schedule.start, schedule.end, schedule.shape, schedule.until).at(progress)
+        return 1.0
+    return Schedule(schedule.start, schedule.end, schedule.shape, schedule.until).at(progress)
 
 
 def _term(objective: LogitObjective, progress: float) -> Term:
     weight = weight_at(objective, progress)
     if isinstance(objective, (HardCEConfig, SequenceCEConfig, ZLossConfig)):
         return Term(objective.type, weight, _TOKEN_VALUES[objective.type])
+    temperature = objective.temperature * _factor(objective.temperature_schedule, progress)
     if isinstance(objective, ForwardKLConfig):
-        values = partial(forward_kl_values, temperature=objective.temperature, tail=objective.tail)
-        return Term(objective.type, weight, values, objective.temperature)
+        values = partial(forward_kl_values, temperature=temperature, tail=objective.tail)
+        return Term(objective.type, weight, values, temperature)
     divergence = _divergence(objective, progress)
-    values = partial(divergence_values, divergence=divergence, temperature=objective.temperature, tail=objective.tail)
-    return Term(objective.type, weight, values, objective.temperature)
+    values = partial(divergence_values, divergence=divergence, temperature=temperature, tail=objective.tail)
+    return Term(objective.type, weight, values, temperature)
 
 
 def _divergence(objective: LogitObjective, progress: float) -> Divergence:

@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class CheckpointState:
     zero_stage: int
     identity: dict[str, Any]
     """See `TrainJob.identity`."""
+    factors: dict[str, float] = field(default_factory=dict)
+    """Of the objectives' weights, where they are balanced."""
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

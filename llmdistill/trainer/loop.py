@@ -13,6 +13,7 @@ import torch
 from llmdistill.cache.order import StepPlan, plan_steps
 from llmdistill.cache.reader import CacheReader
 from llmdistill.errors import DataError, TrainingError
+from llmdistill.objectives.balance import balanced_factors
 from llmdistill.objectives.terms import weight_at
 from llmdistill.student.creation import load_student
 from llmdistill.trainer.checkpoint import (
@@ -92,8 +93,10 @@ def run_training(job: TrainJob, last_step: int | None = None) -> None:
     training, _ = reader.split(job.held_out)
     keys = [reader.keys[number] for number in training]
 
+    factors: dict[str, float] = {}
+
     def state(step: int) -> CheckpointState:
-        return CheckpointState(step, len(plan), num_ranks, job.train.zero_stage, job.identity(keys))
+        return CheckpointState(step, len(plan), num_ranks, job.train.zero_stage, job.identity(keys), dict(factors))
 
     first = 0
     checkpoint = latest_checkpoint(job.checkpoints)
@@ -101,6 +104,7 @@ def run_training(job: TrainJob, last_step: int | None = None) -> None:
         found = read_state(checkpoint)
         require_same_training(found, state(found.step), checkpoint)
         first = found.step
+        factors.update(found.factors)
     if first == len(plan):
         return
     module = make_module(job, reader.spec.vocabulary_size)
@@ -108,7 +112,7 @@ def run_training(job: TrainJob, last_step: int | None = None) -> None:
     metrics = MetricsFile(job.metrics, job.name, first) if rank == 0 else None
     steps = read_ahead(reader, plan, first, rank, num_ranks, job.train.micro_batch_size, job.train.sequence_length)
     for step in steps:
-        values = _run_step(engine, step, job, num_ranks, len(plan))
+        values = _run_step(engine, step, job, num_ranks, len(plan), factors)
         done = step.number + 1
         last = done == len(plan)
         evaluated = job.train.eval_steps is not None and (done % job.train.eval_steps == 0 or last)
@@ -182,7 +186,10 @@ def evaluate_held_out(engine: Any, reader: CacheReader, job: TrainJob, rank: int
     return {f"eval_{job.objectives[i].type}": value / rows for i, value in enumerate(sums.tolist())}
 
 
-def _run_step(engine: Any, step: Step, job: TrainJob, num_ranks: int, total_steps: int) -> dict[str, Any]:
+def _run_step(
+    engine: Any, step: Step, job: TrainJob, num_ranks: int, total_steps: int, factors: dict[str, float]
+) -> dict[str, Any]:
+    """One optimizer step; with `train.balance_objectives` a measured one sets `factors` for those after it."""
     started = time.monotonic()
     learning_rate = engine.optimizer.param_groups[0]["lr"]
     progress = step.number / max(total_steps - 1, 1)
@@ -192,23 +199,28 @@ def _run_step(engine: Any, step: Step, job: TrainJob, num_ranks: int, total_step
     # rows divided by their number, so that neither ranks nor accumulation weigh in.
     factor = num_ranks * len(step.micro_batches) / max(step.global_rows, 1)
     for micro_batch in step.micro_batches:
-        total, *micro_sums = engine(micro_batch.to(engine.device), progress, measure)
+        total, *micro_sums = engine(micro_batch.to(engine.device), progress, measure, factors)
         engine.backward(total * factor)
         engine.step()
         sums += torch.stack(micro_sums)
     torch.distributed.all_reduce(sums)
-    weights = {objective.type: weight_at(objective, progress) for objective in job.objectives}
+    plain: dict[str, float] = {objective.type: weight_at(objective, progress) for objective in job.objectives}
+    weights = {name: weight * factors.get(name, 1.0) for name, weight in plain.items()}
     values, norms = (sums[0] / max(step.global_rows, 1)).tolist(), (sums[1].sqrt() / max(step.global_rows, 1)).tolist()
     loss = sum(weight * value for weight, value in zip(weights.values(), values, strict=True))
     if not math.isfinite(loss):
         raise TrainingError(f"the loss of step {step.number + 1} is {loss}", fix="lower train.lr")
     skipped = _skipped_steps(engine, step.number + 1)
+    balance = {f"{name}_balance": factor for name, factor in factors.items()}
+    if job.train.balance_objectives and measure:
+        factors.update(balanced_factors(dict(zip(plain, norms, strict=True)), plain))
     seconds = time.monotonic() - started + step.wait_seconds
     return {
         "loss": loss,
         **dict(zip(weights, values, strict=True)),
         **{f"{name}_weighted": weights[name] * value for name, value in zip(weights, values, strict=True)},
         **{f"{name}_grad_norm": weights[name] * norm for name, norm in zip(weights, norms, strict=True) if measure},
+        **balance,
         "learning_rate": learning_rate,
         "grad_norm": float(engine.get_global_grad_norm() or 0.0),
         **({"skipped_steps": skipped} if job.train.precision == "fp16" else {}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from llmdistill.config.structure import DeepSupervisionConfig, StructureObjectiv
 from llmdistill.objectives.chunked_head import chunked_head
 from llmdistill.objectives.self_distillation import deep_supervision
 from llmdistill.objectives.targets import TeacherTargets
-from llmdistill.objectives.terms import make_terms, weight_at
+from llmdistill.objectives.terms import Term, make_terms, weight_at
 from llmdistill.trainer.data import MicroBatch
 from llmdistill.trainer.live_teacher import LiveTeacher
 from llmdistill.trainer.model_checks import final_norm, logit_softcap
@@ -57,7 +57,13 @@ class DistillationModule(nn.Module):
         weight: nn.Parameter = self.student.get_output_embeddings().weight
         return weight
 
-    def forward(self, batch: MicroBatch, progress: float = 1.0, measure_gradients: bool = False) -> Sums:
+    def forward(
+        self,
+        batch: MicroBatch,
+        progress: float = 1.0,
+        measure_gradients: bool = False,
+        factors: Mapping[str, float] | None = None,
+    ) -> Sums:
         """See `ObjectivesHead.forward`."""
         states = forward_states(self.student, batch.token_ids_BT, batch.positions_BT, self.needs)
         teacher_states = self._teacher[0].states(batch) if self._teacher and batch.has_rows else None
@@ -67,7 +73,7 @@ class DistillationModule(nn.Module):
         else:
             targets = batch.targets(self.objectives.vocabulary_size)
         sums: Sums = self.objectives(
-            states, self.head_weight(), teacher_states, targets, batch, progress, measure_gradients
+            states, self.head_weight(), teacher_states, targets, batch, progress, measure_gradients, factors
         )
         return sums
 
@@ -100,6 +106,7 @@ class ObjectivesHead(nn.Module):
         batch: MicroBatch,
         progress: float,
         measure_gradients: bool,
+        factors: Mapping[str, float] | None,
     ) -> Sums:
         """Sums over the supervised rows of the batch.
 
@@ -111,6 +118,7 @@ class ObjectivesHead(nn.Module):
             batch: tells which slots are supervised.
             progress: of the training, for schedules: 0 at the first step, 1 at the last.
             measure_gradients: whether the third result is filled; it costs a pass over the logits per objective.
+            factors: see `make_terms`.
 
         Returns:
             a differentiable scalar Σ_objective weight · Σ_rows value, the detached Σ_rows value per objective, and the
@@ -123,7 +131,8 @@ class ObjectivesHead(nn.Module):
         if targets is None:
             nothing = hidden_RD.new_zeros(len(self.configured), dtype=torch.float32)
             return (hidden_RD.sum() + weight_VD.sum()) * 0.0 + self.structure.nothing(), nothing, nothing
-        parts = self._logit_parts(hidden_RD, weight_VD, targets, progress, measure_gradients)
+        terms = make_terms(self.configured, progress, factors)
+        parts = self._logit_parts(hidden_RD, weight_VD, targets, terms, measure_gradients)
         if self.structure.mapped:
             assert teacher_states is not None
             for name, value in self.structure(states, teacher_states, batch).items():
@@ -137,11 +146,10 @@ class ObjectivesHead(nn.Module):
         hidden_RD: torch.Tensor,
         weight_VD: torch.Tensor,
         targets: TeacherTargets,
-        progress: float,
+        terms: list[Term],
         measure: bool,
     ) -> dict[str, Any]:
         """Of all objectives on logits: the total, weighted already, under "" and their values under their names."""
-        terms = make_terms(self.configured, progress)
         if not terms:
             return {"": ((hidden_RD.sum() + weight_VD.sum()) * 0.0, None, None)}
         sums = chunked_head(hidden_RD, weight_VD, targets, terms, self.vocabulary_size, measure, softcap=self._softcap)

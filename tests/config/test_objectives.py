@@ -83,6 +83,7 @@ def test_accepted(objective: dict, capture: dict) -> None:
     [
         ({"type": "alpha_beta", "alpha": 0.0, "beta": 0.0}, "use 1 and 0 for the forward KL"),
         ({"type": "jsd", "beta": 1.5}, "less than or equal to 1"),
+        ({"type": "jsd", "temperature_schedule": {"start": 0.0}}, "start and end must be above 0"),
         ({"type": "jsd", "bta": 0.5}, "Extra inputs are not permitted"),
         ({"type": "taid", "tail": "none"}, "'bucket' or 'renormalize'"),
         ({"type": "reverse_kl", "tail": "ground_truth"}, "'bucket', 'renormalize' or 'none'"),
@@ -102,6 +103,10 @@ def test_a_live_teacher_needs_no_capture_and_has_no_tail() -> None:
         ValueError, match=r"objectives\.0\.tail: .* have no tail; leave it out, or use train\.soft_labels"
     ):
         check({"type": "jsd", "tail": "renormalize"}, live=True)
+    moving = {"type": "forward_kl", "temperature_schedule": {"start": 4.0, "end": 1.0}}
+    check(moving, live=True)
+    with pytest.raises(ValueError, match=r"objectives\.0\.temperature_schedule: .* use a fixed one of these, or"):
+        check(moving)
 
 
 def test_objectives_are_frozen() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -168,10 +169,13 @@ def test_projectors_learn_and_are_saved_and_the_teacher_stays(
     job = job_for(tmp_path, tmp_path / "cache", wide_student, epochs=2, **settings)
     objectives = parse({"type": "forward_kl"}, {"type": "hidden_mse", "weight": 10.0, "layers": [[2, 4]]})
     assert needs_teacher(objectives)
-    job = type(job)(**{**vars(job), "objectives": objectives, "teacher": tiny_teacher})
-    job = type(job)(**{**vars(job), "train": job.train.model_copy(update={"soft_labels": "live"})})
+    live = job.train.model_copy(update={"soft_labels": "live", "eval_steps": 1})
+    job = replace(job, objectives=objectives, teacher=tiny_teacher, held_out=0.3, train=live)
     run_ranks(job)
     lines = read_metrics(job.metrics)
+    evaluated = {line["step"]: line["eval_forward_kl"] for line in lines if "eval_forward_kl" in line}
+    assert list(evaluated) == list(range(1, len(lines) + 1))
+    assert evaluated[len(lines)] < evaluated[1]
     assert lines[-1]["hidden_mse"] < lines[0]["hidden_mse"]
     assert [path.read_bytes() for path in sorted(tiny_teacher.glob("*.safetensors"))] == before
     checkpoint = latest_checkpoint(job.checkpoints)

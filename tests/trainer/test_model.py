@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,13 +7,17 @@ import torch
 from llmdistill.cache.reader import CacheReader
 from llmdistill.config.objectives import ForwardKLConfig, SequenceCEConfig
 from llmdistill.config.weighting import ScheduleConfig
-from llmdistill.student.creation import load_student
+from llmdistill.student.creation import create_from_teacher, load_student
+from llmdistill.trainer.checkpoint import latest_checkpoint, read_state
 from llmdistill.trainer.data import collate
+from llmdistill.trainer.live_teacher import LiveTeacher
 from llmdistill.trainer.loop import make_plan
+from llmdistill.trainer.metrics import read_metrics
 from llmdistill.trainer.model import DistillationModule
+from llmdistill.trainer.states import StateNeeds
 from tests.cache.conftest import Make
 from tests.helpers import SPEC, make_cache
-from tests.trainer.run_ranks import job_for
+from tests.trainer.run_ranks import job_for, run_ranks
 
 KL, CE = ForwardKLConfig(type="forward_kl", weight=0.9), SequenceCEConfig(type="sequence_ce", weight=0.1)
 
@@ -109,3 +114,40 @@ def test_without_packing_each_sequence_holds_one_record(tmp_path: Path) -> None:
     batches = [batch for step in range(len(plan)) for batch in plan.micro_batches(step, 0, 1, 1)]
     assert sorted(records for batch in batches for sequence in batch for records in sequence) == list(range(9))
     assert max(len(sequence) for batch in batches for sequence in batch) == 1
+
+
+def test_temperatures_follow_their_schedule(tiny_teacher: Path, tmp_path: Path) -> None:
+    make_cache(tmp_path)
+    batch = collate(CacheReader(tmp_path), [(0,)], 20)
+    teacher = LiveTeacher.load(tiny_teacher, torch.float32, SPEC.vocabulary_size, StateNeeds())
+    student = load_student(tiny_teacher, torch.float32)
+    with torch.no_grad():
+        student.lm_head.weight.mul_(1.3)
+
+    def value(progress: float, **settings: object) -> float:
+        objective = ForwardKLConfig.model_validate({"type": "forward_kl", **settings})
+        module = DistillationModule(student, SPEC.vocabulary_size, (objective,), teacher, live_logits=True)
+        return module(batch, progress)[0].item()
+
+    moving = {"temperature": 2.0, "temperature_schedule": {"start": 2.0, "end": 0.5}}
+    assert value(0.0, **moving) == pytest.approx(value(0.0, temperature=4.0))
+    assert value(0.5, **moving) == pytest.approx(value(0.0, temperature=2.5))
+    assert value(1.0, **moving) == pytest.approx(value(0.0, temperature=1.0))
+
+
+def test_balanced_objectives_pull_alike_and_the_factors_are_kept(tiny_teacher: Path, tmp_path: Path) -> None:
+    make_cache(tmp_path / "cache", records=24)
+    create_from_teacher(tiny_teacher, 2, tmp_path / "init")
+    job = job_for(tmp_path, tmp_path / "cache", tmp_path / "init", workers=1, epochs=4, balance_objectives=True)
+    job = replace(job, objectives=(KL.model_copy(update={"weight": 1.0}), CE.model_copy(update={"weight": 1.0})))
+    run_ranks(job)
+    lines = read_metrics(job.metrics)
+    assert "forward_kl_balance" not in lines[9]
+    norms = lines[9]["forward_kl_grad_norm"], lines[9]["sequence_ce_grad_norm"]
+    factors = lines[10]["forward_kl_balance"], lines[10]["sequence_ce_balance"]
+    assert norms[0] * factors[0] == pytest.approx(norms[1] * factors[1], rel=1e-4)
+    assert sum(norms) == pytest.approx(sum(n * f for n, f in zip(norms, factors, strict=True)), rel=1e-4)
+    loss = sum(lines[10][name] * factor for name, factor in zip(("forward_kl", "sequence_ce"), factors, strict=True))
+    assert lines[10]["loss"] == pytest.approx(loss, rel=1e-4)
+    state = read_state(latest_checkpoint(job.checkpoints))
+    assert state.factors["forward_kl"] == pytest.approx(factors[0], rel=1e-4)

@@ -45,7 +45,7 @@ def reference(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize(
     "settings",
     [
-        {"zero_stage": 3, "gradient_checkpointing": True, "eval_steps": 4},
+        {"zero_stage": 3, "gradient_checkpointing": True},
         {"zero_stage": 1, "micro_batch_size": 2, "offload_optimizer": "cpu"},
         {"zero_stage": 0, "workers": 1},
     ],

@@ -1,0 +1,77 @@
+"""The training under a real Ray: a worker that dies costs the steps since the newest checkpoint, an error ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmdistill.errors import DataError
+from llmdistill.student.creation import create_from_teacher
+from llmdistill.trainer.checkpoint import latest_checkpoint
+from llmdistill.trainer.launcher import launch
+from llmdistill.trainer.metrics import read_metrics
+from llmdistill.trainer.torchrun import is_worker, process_group
+from tests.helpers import make_cache
+from tests.trainer.run_ranks import job_for, run_ranks
+
+
+def training_workers() -> list[int]:
+    """Process ids of this process's Ray Train workers."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and (folder / "cmdline").read_bytes().startswith(b"ray::RayTrainWorker"):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_worker_restarts_at_the_newest_checkpoint_and_errors_do_not(
+    tiny_teacher: Path, tmp_path: Path, ray: None
+) -> None:  # cases R4, R6, R8
+    make_cache(tmp_path / "cache", records=24)
+    create_from_teacher(tiny_teacher, 2, tmp_path / "init")
+    calm = job_for(tmp_path / "calm", tmp_path / "cache", tmp_path / "init", epochs=8)
+    run_ranks(calm)
+    others = set(training_workers())
+    job = job_for(tmp_path / "killed", tmp_path / "cache", tmp_path / "init", epochs=8)
+    messages: list[str] = []
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        while latest_checkpoint(job.checkpoints) is None:
+            time.sleep(0.01)
+        killed.append(min(set(training_workers()) - others))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    launch(job, tmp_path / "scratch", lambda line: None, messages.append)
+    killer.join()
+    assert killed
+    assert len(messages) == 1 and "restart 1 of 2" in messages[0]
+    losses = [[line["loss"] for line in read_metrics(of.metrics)] for of in (calm, job)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+    too_long = replace(job, train=job.train.model_copy(update={"sequence_length": 16, "tokens_per_step": 64}))
+    with pytest.raises(DataError, match="the longest record has 20 tokens"):
+        launch(too_long, tmp_path / "scratch", lambda line: None, messages.append)
+    assert len(messages) == 1
+
+
+def test_a_launcher_of_another_size_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert not is_worker()
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "4")
+    assert is_worker()
+    train = job_for(tmp_path, tmp_path, tmp_path).train
+    with pytest.raises(Exception, match="4 processes were launched, and train.workers is 2"), process_group(train):
+        pass
