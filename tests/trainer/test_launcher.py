@@ -73,5 +73,5 @@ def test_a_launcher_of_another_size_is_told(monkeypatch: pytest.MonkeyPatch, tmp
         monkeypatch.setenv(name, "4")
     assert is_worker()
     train = job_for(tmp_path, tmp_path, tmp_path).train
-    with pytest.raises(Exception, match="4 processes were launched, and train.workers is 2"), process_group(train):
+    with pytest.raises(Exception, match=r"4 processes were launched, and train\.workers is 2"), process_group(train):
         pass
