@@ -170,6 +170,11 @@ class EncodedRows:
         return self.columns["entropies"].float()
 
     @property
+    def head_counts_R(self) -> torch.Tensor | None:
+        """int64 [R]: how many of the decoded entries are the exact head; None but for `head_tail`."""
+        return _integers(self.columns["head_counts"]) if self.spec.kind == "head_tail" else None
+
+    @property
     def logsumexp_RJ(self) -> torch.Tensor:
         """float32 [R, J]: log Σ_v exp(logprob_v/τ) for each of `spec.temperatures`."""
         return self.columns.get("logsumexps", torch.zeros(len(self), 0, device=self.columns["entropies"].device))

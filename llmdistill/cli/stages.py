@@ -91,15 +91,13 @@ def capture_spec(run: Run, tokenizer: Any) -> Any:
     sampling = config.teacher.sampling.model_dump(exclude={"samples", "seed"})
     return CaptureSpec(
         mode=config.prompts.mode,
-        kind=config.capture.kind,
-        top_k=config.capture.top_k,
         vocabulary_size=len(tokenizer),
         teacher=model_fingerprint(run.teacher_folder),
         tokenizer=tokenizer_fingerprint(tokenizer),
         engine=config.teacher.engine,
         dtype=config.teacher.dtype,
         sampling=sampling if config.prompts.mode == "generate" else {},
-        logprobs=config.capture.logprobs,
+        **config.capture.spec_fields(),
     )
 
 

@@ -52,7 +52,7 @@ class RunConfig(Section):
         require_captured(
             self.objectives,
             kind=self.capture.kind,
-            temperatures=(),  # no engine captures log-sum-exps yet
+            temperatures=self.capture.temperatures,
             mode=self.prompts.mode,
             sampling=(sampling.temperature, sampling.top_p),
         )

@@ -24,4 +24,4 @@ def make_engine(
         return FakeEngine(teacher, capture, vocabulary_size, end_token_id)
     from llmdistill.teacher.vllm_engine import VLLMEngine
 
-    return VLLMEngine(folder, teacher, capture, cores)
+    return VLLMEngine(folder, teacher, capture, vocabulary_size, cores)

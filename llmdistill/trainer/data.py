@@ -19,7 +19,7 @@ import torch
 from llmdistill.cache.order import StepPlan
 from llmdistill.cache.prefetch import prefetch
 from llmdistill.cache.reader import CacheReader, EncodedRows
-from llmdistill.objectives.targets import TeacherTargets, TopKTargets
+from llmdistill.objectives.targets import TeacherTargets, TopKTargets, WeightedTargets
 
 READ_AHEAD_BYTES = 256 << 20
 """Encoded rows that a rank holds in advance."""
@@ -58,6 +58,14 @@ class MicroBatch:
         if self.rows is None:
             return None
         ids_RK, logprobs_RK = self.rows.decode(vocabulary_size)
+        if self.rows.spec.kind != "top_k":
+            return WeightedTargets(
+                actual_ids_R=self.actual_ids_R,
+                ids_RK=ids_RK,
+                weights_RK=logprobs_RK.exp(),
+                entropy_R=self.rows.entropy_R,
+                head_counts_R=self.rows.head_counts_R,
+            )
         return TopKTargets(
             actual_ids_R=self.actual_ids_R,
             ids_RK=ids_RK,
