@@ -24,8 +24,8 @@ class CaptureConfig(Section):
     head_size: int = Field(default=8, ge=1, le=1024)
     """… or this many tokens."""
     temperatures: tuple[Annotated[float, Field(gt=0.0)], ...] = ()
-    """Temperatures other than 1 that objectives use. The log-sum-exp at each of them is kept per position, which makes a
-    divergence at that temperature exact with `top_k`."""
+    """Temperatures other than 1 that objectives use. The log-sum-exp at each of them is kept per position, with
+    which a divergence at that temperature is exact for `top_k`."""
     logprobs: Literal["u4", "u8", "u12", "f16"] = "u8"
     """How log-probabilities are stored: companded to 4, 8 or 12 bits, or as float16 (docs/format.md has the errors)."""
     compression: Literal["none", "zstd"] = "none"

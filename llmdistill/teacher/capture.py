@@ -1,7 +1,8 @@
 """Filling `columns.py`'s layout on the device, from log-probabilities, in chunks of rows.
 
 Draws are reproducible: a row's uniform numbers are a hash of its record's key and its token's position, so they do not
-depend on batches, chunks, replicas or restarts. Ids are drawn by inverting the cumulative distribution in float64.
+depend on batches, chunks, replicas or restarts (beyond the rounding of the log-probabilities themselves). Ids are drawn
+by inverting the cumulative distribution in float64.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def fill_columns(
     """Capture rows.
 
     Args:
-        logprobs_RV: float32, at temperature 1, over at least `columns.vocabulary_size` ids; further ids (padding rows of
-            the head) are cut off and the rest is normalised anew.
+        logprobs_RV: float32, at temperature 1, over at least `columns.vocabulary_size` ids; further ids (padding rows
+            of the head) are cut off and the rest is normalised anew.
         actual_ids_R: int64, the token that really follows each row.
         seeds_R: uint64, of each row's record (`draw_seed`).
         positions_R: position of the actual token in its sequence.
@@ -59,7 +60,7 @@ def draw_seed(key: bytes) -> int:
 
 
 def uniforms(seeds_R: np.ndarray, positions_R: np.ndarray, count: int) -> np.ndarray:
-    """float64 [R, count] in [0, 1 - 2^-48]: splitmix64 (Steele, Lea, Flood 2014) as a hash of seed, position and number."""
+    """float64 [R, count] in [0, 1 - 2^-48]: a hash of seed, position and number by splitmix64 (Steele et al. 2014)."""
     keys_R = _mix(seeds_R.astype(np.uint64) ^ _mix(positions_R.astype(np.uint64) + _GOLDEN))
     numbers_N = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
     # 48 bits: scaled by any total, the largest stays below that total.

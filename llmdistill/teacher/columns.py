@@ -9,19 +9,20 @@ both take the layout from `Columns`. Column by column:
     1             STATISTIC                entropy in nats
     2 … J+1       STATISTIC                log Σ_v exp(logprob_v/τ), for each extra temperature
     then, for the kind
-    top_k         an id                    its log-probability, most likely first                         (top_k columns)
-    sampled       draw 2j                  draw 2j+1, an id as well                                 (⌈draws/2⌉ columns)
-    head_tail     an id, or NOTHING        its log-probability, most likely first               (head_size columns), then
-                  draw 2j, or NOTHING      draw 2j+1, or NOTHING                                     (⌈draws/2⌉ columns)
+    top_k         an id                    its log-probability, most likely first                        (top_k columns)
+    sampled       draw 2j                  draw 2j+1, an id as well                                (⌈draws/2⌉ columns)
+    head_tail     an id, or NOTHING        its log-probability, most likely first              (head_size columns), then
+                  draw 2j, or NOTHING      draw 2j+1, or NOTHING                                    (⌈draws/2⌉ columns)
 
 Draws of a row are sorted, so that equal ones lie side by side and are counted here. An id below 2^24 is exact in
-float32. An engine without a way in (`statistics=False`) sends `top_k` without the columns 1 … J+1: what plain vLLM gives.
+float32. An engine without a way in (`statistics=False`) sends `top_k` without the columns 1 … J+1, as plain vLLM does.
 No id of a real token is negative, so output of plain vLLM can never be taken for a filled layout.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -97,13 +98,11 @@ class Columns:
         if not (ids_RW[:, statistics] == STATISTIC).all():
             raise EngineError("the engine sent log-probabilities where entropies were asked for", fix=_NOT_IN_FORCE)
         if (ids_RW[:, 0] >= self.vocabulary_size).any():
-            raise ValueError(
-                f"token {ids_RW[:, 0].max()} is outside of the vocabulary of {self.vocabulary_size} tokens"
-            )
+            raise ValueError(f"token {ids_RW[:, 0].max()} is none of the tokenizer's {self.vocabulary_size}")
         if np.isnan(values_RW).any():
             raise ValueError("the teacher's log-probabilities are not numbers")
         values_RS = values_RW[:, statistics]
-        common = {
+        common: dict[str, Any] = {
             "actual_logprobs_R": values_RW[:, 0],
             "entropy_R": values_RS[:, 0] if self.statistics else None,
             "logsumexp_RJ": values_RS[:, 1:] if self.temperatures else None,

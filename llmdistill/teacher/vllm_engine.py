@@ -88,7 +88,7 @@ class VLLMEngine:
             await self._install_capture()
 
     def arguments(self) -> dict[str, Any]:
-        """vLLM's `AsyncEngineArgs`."""
+        """Arguments of vLLM's `AsyncEngineArgs`."""
         teacher = self._teacher
         arguments: dict[str, Any] = {
             "model": str(self._folder),
@@ -212,8 +212,8 @@ class VLLMEngine:
 def plan_columns(capture: CaptureConfig, vocabulary_size: int, head: int, on_cpu: bool) -> Columns:
     """The layout to ask vLLM for: with statistics wherever the extension must or can be used at no cost.
 
-    Plain `top_k` on GPUs keeps whatever model runner vLLM prefers, and so has no entropies; not where the model's head is
-    larger than the vocabulary, whose padding rows must not be taken for tokens.
+    Plain `top_k` on GPUs keeps whatever model runner vLLM prefers, and so has no entropies; not where the model's head
+    is larger than the vocabulary, since its padding rows must not be taken for tokens.
     """
     extended = on_cpu or capture.kind != "top_k" or bool(capture.spec_fields()["temperatures"])
     return Columns.of(capture, vocabulary_size, statistics=extended or head != vocabulary_size)

@@ -1,9 +1,9 @@
 """The part of the capture that runs inside vLLM's worker processes.
 
 vLLM's V1 model runner picks log-probabilities in one function, `Sampler.gather_logprobs`, for scored prompts and for
-generated tokens alike. `CaptureExtension` (vLLM's `worker_extension_cls`) puts `fill_columns` in its place. That function
-is told neither requests nor positions, so the runner's own state says whose rows these are; where the two do not fit
-together, the worker fails instead of guessing.
+generated tokens alike. `CaptureExtension` (vLLM's `worker_extension_cls`) puts `fill_columns` in its place. That
+function is told neither requests nor positions, so the runner's own state says whose rows these are; where the two do
+not fit together, the worker fails instead of guessing.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class _Capture:
 
     def _expected_prompts(self, scheduled: dict[str, int]) -> deque[tuple[np.uint64, int, list[int]]]:
         """The rows of this step in vLLM's order: of each prompt what is computed now, but for its last position."""
-        expected = deque()
+        expected: deque[tuple[np.uint64, int, list[int]]] = deque()
         for name in self._runner.num_prompt_logprobs:
             request = self._runner.requests[name]
             start = request.num_computed_tokens

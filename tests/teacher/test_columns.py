@@ -80,7 +80,7 @@ def test_impossible_columns_are_the_engines_fault(columns: Columns, row: list, m
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ([(100, -1.0), (S, 1.5), (S, 0.75), (7, -1.0), (9, -1.5)], "token 100 is outside of the vocabulary"),
+        ([(100, -1.0), (S, 1.5), (S, 0.75), (7, -1.0), (9, -1.5)], "token 100 is none of the tokenizer's 100"),
         ([(7, -1.0), (S, np.nan), (S, 0.75), (7, -1.0), (9, -1.5)], "are not numbers"),
         ([(7, -1.0), (S, 1.5), (S, 0.75), (7, np.nan), (9, -1.5)], "are not numbers"),
     ],

@@ -104,8 +104,9 @@ def test_a_record_has_the_same_draws_alone_and_in_company(vllm_capture, tokenize
     together = vllm_capture(config, [*others, *asked])[len(others) :]
     for first, second in zip(alone, together, strict=True):
         assert first.token_ids_N.tolist() == second.token_ids_N.tolist()
-        # Sums in another order may move a draw that lies on a border, but no more than that.
-        assert len(set(first.rows.ids_E.tolist()) ^ set(second.rows.ids_E.tolist())) < 4
+        # Sums in another order move the few draws that lie on a border.
+        ids, again = set(first.rows.ids_E.tolist()), set(second.rows.ids_E.tolist())
+        assert len(ids ^ again) < 0.1 * len(ids | again)
 
 
 def test_what_a_gpu_engine_is_asked_for(monkeypatch: pytest.MonkeyPatch, teacher_folder: Path) -> None:
