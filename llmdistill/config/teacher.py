@@ -29,8 +29,9 @@ class TeacherConfig(Section):
 
     model: str
     """A Hugging Face folder, a hub id, a GGUF file, or the short name `smollm2-135m-instruct`."""
-    engine: Literal["vllm", "fake"] = "vllm"
-    """`fake` is a seeded random teacher without weights, for tests of everything around it."""
+    engine: Literal["vllm", "huggingface", "fake"] = "vllm"
+    """`huggingface` is transformers: slower, but it can keep hidden states. `fake` is a seeded random teacher without
+    weights, for tests of everything around it."""
     replicas: PositiveInt | Literal["auto"] = "auto"
     """`auto`: as many as the cluster's GPUs hold, or one a core where there is none."""
     tensor_parallel: PositiveInt = 1
