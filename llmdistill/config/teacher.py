@@ -44,6 +44,12 @@ class TeacherConfig(Section):
     """Requests in a work unit. A unit is written as one shard, and is what a crash can cost."""
     units_in_flight: PositiveInt = 4
     """Work units that a replica holds at once; its largest batch is `requests_per_shard * units_in_flight`."""
+    max_rejected_share: float = Field(default=0.1, ge=0.0, le=1.0)
+    """A job ends when the engine rejects more than this share of its requests. Each is named in `rejected.jsonl`."""
+    start_timeout_s: PositiveInt = 1800
+    """An engine that is not ready after so many seconds counts as dead."""
+    unit_timeout_s: PositiveInt = 3600
+    """An engine that holds a work unit for longer than so many seconds counts as dead."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0.0, le=1.0)
     """vLLM's setting, on GPUs."""
     kv_cache_gib: PositiveInt = 1

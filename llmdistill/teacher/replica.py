@@ -8,11 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import ray
+
 from llmdistill.cache.index import shard_folder
 from llmdistill.cache.shard import Compression, write_shard
 from llmdistill.errors import EngineError
 from llmdistill.prompts.corpus import RejectedRow
 from llmdistill.teacher.engine import TeacherEngine
+from llmdistill.teacher.gates import check_record
 from llmdistill.types import CaptureSpec, Record, Request
 
 EngineFactory = Callable[[tuple[int, ...]], TeacherEngine]
@@ -57,14 +60,16 @@ class Replica:
         self._spec = spec
         self._compression = compression
 
-    async def start(self) -> None:
-        """Load the engine."""
+    async def start(self) -> str:
+        """Load the engine; returns the id of the node."""
         await self._engine.start()
+        return str(ray.get_runtime_context().get_node_id())
 
     async def run_unit(self, requests: Sequence[Request]) -> UnitResult:
         """Answer all requests of a unit and commit them as one shard.
 
-        A request that the engine refuses is returned as rejected; the others are kept.
+        A request that the engine refuses is returned as rejected; the others are kept. Nothing is committed unless
+        every record passes `check_record`.
 
         Raises:
             EngineError: the engine is dead, or returned something impossible.
@@ -99,6 +104,8 @@ class Replica:
 
     async def _answer(self, request: Request) -> Record | RejectedRow:
         try:
-            return await self._engine.answer(request)
+            record = await self._engine.answer(request)
+            check_record(request, record, self._spec)
+            return record
         except ValueError as error:
             return RejectedRow(request.source, f"the engine refuses it: {error}")
