@@ -47,6 +47,7 @@ def generate(run: Run) -> None:
     from llmdistill.prompts.corpus import read_prompts, write_rejected
     from llmdistill.prompts.render import load_tokenizer, make_requests
     from llmdistill.teacher.engines import make_engine
+    from llmdistill.teacher.filters import ResponseFilter
     from llmdistill.teacher.fleet import run_fleet
     from llmdistill.teacher.fleet_report import FleetReport
 
@@ -69,6 +70,9 @@ def generate(run: Run) -> None:
                 progress.update(already + report.records, report.note())
 
             report, compression = FleetReport(), config.capture.compression
+            filters = config.teacher.filters
+            chosen = filters != type(filters)()
+            make_filter = functools.partial(ResponseFilter, filters, run.teacher_folder) if chosen else None
             try:
                 run_fleet(
                     pending,
@@ -80,9 +84,10 @@ def generate(run: Run) -> None:
                     compression,
                     len(requests),
                     report,
+                    make_filter,
                 )
             finally:
-                rejected = rejected + report.rejected
+                rejected = rejected + report.rejected + report.filtered
                 write_rejected(run.folder.rejected, rejected)
     write_index(run.folder.cache)
     if rejected:

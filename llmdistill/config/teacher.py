@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt
 
 from llmdistill.config.base import Section
+from llmdistill.config.filters import FiltersConfig
 
 
 class SamplingConfig(Section):
@@ -56,3 +57,5 @@ class TeacherConfig(Section):
     """Memory for the KV cache of a replica, on CPUs."""
     sampling: SamplingConfig = SamplingConfig()
     """Used in `generate` mode."""
+    filters: FiltersConfig = FiltersConfig()
+    """Which responses are kept, in `generate` mode."""

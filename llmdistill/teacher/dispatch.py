@@ -40,7 +40,7 @@ class Dispatcher:
     """
 
     def __init__(self, requests: Sequence[Request], size: int) -> None:
-        units = [Unit(requests[start : start + size]) for start in range(0, len(requests), size)]
+        units = [Unit(part) for part in _units(requests, size)]
         self._fresh = deque(sorted(units, key=lambda unit: -unit.tokens))
         self._suspects: deque[Unit] = deque()
         self._flying: defaultdict[int, list[Unit]] = defaultdict(list)
@@ -107,3 +107,12 @@ class Dispatcher:
                 halves = (unit.requests[:middle], unit.requests[middle:])
                 self._suspects.extendleft(Unit(half, deaths=1) for half in halves)
         return ()
+
+
+def _units(requests: Sequence[Request], size: int) -> Iterable[Sequence[Request]]:
+    """Parts of `size` requests, or a few more: the samples of a prompt follow each other and stay together."""
+    start = 0
+    for end in range(1, len(requests) + 1):
+        if end == len(requests) or (end - start >= size and requests[end].token_ids != requests[end - 1].token_ids):
+            yield requests[start:end]
+            start = end

@@ -30,9 +30,10 @@ from llmdistill.config.teacher import TeacherConfig
 from llmdistill.errors import ClusterError, EngineError, LLMDistillError
 from llmdistill.teacher.dispatch import Dispatcher, Unit
 from llmdistill.teacher.draining import drain_on_sigterm
+from llmdistill.teacher.filters import fingerprint
 from llmdistill.teacher.fleet_report import FleetReport
-from llmdistill.teacher.quarantine import read_quarantined, write_quarantined
-from llmdistill.teacher.replica import EngineFactory, Replica
+from llmdistill.teacher.passed_over import read_passed_over, write_passed_over
+from llmdistill.teacher.replica import EngineFactory, FilterFactory, Replica
 from llmdistill.types import CaptureSpec, Request
 
 MAX_FAILED_STARTS = 3
@@ -73,6 +74,7 @@ def run_fleet(
     compression: Compression = "none",
     total: int | None = None,
     report: FleetReport | None = None,
+    make_filter: FilterFactory | None = None,
 ) -> FleetReport:
     """Get a record for every request, on the connected cluster.
 
@@ -88,6 +90,7 @@ def run_fleet(
         compression: of the shards.
         total: requests of the whole corpus, of which `teacher.max_rejected_share` is a share; None: these requests.
         report: is filled, so that the caller has it when this fails, too.
+        make_filter: makes what drops responses, in the replica's process; its settings are `teacher.filters`.
 
     Returns:
         the report.
@@ -100,13 +103,11 @@ def run_fleet(
     """
     allowed = teacher.max_rejected_share * (len(requests) if total is None else total)
     report = FleetReport() if report is None else report
-    report.quarantined = read_quarantined(cache)
-    report.rejected += [report.quarantined[request.key] for request in requests if request.key in report.quarantined]
-    requests = [request for request in requests if request.key not in report.quarantined]
+    requests = _without_passed_over(requests, teacher, cache, report)
     if not requests:
         return report
     dispatcher = Dispatcher(requests, teacher.requests_per_shard)
-    fleet = _Fleet(report, dispatcher, make_engine, teacher, cache, spec, compression)
+    fleet = _Fleet(report, dispatcher, teacher, (make_engine, cache, spec, compression), make_filter)
     with drain_on_sigterm() as drain:
         try:
             fleet.start(count_replicas(teacher, -(-len(requests) // teacher.requests_per_shard)))
@@ -116,9 +117,23 @@ def run_fleet(
                 _limit_rejections(report, allowed)
         finally:
             fleet.stop()
+            if report.passed_over:
+                write_passed_over(cache, report.passed_over)
         if drain.is_set() and dispatcher.busy():
             raise EngineError(f"stopped by SIGTERM after {report.records} records", fix=_CONTINUE)
     return report
+
+
+def _without_passed_over(
+    requests: Sequence[Request], teacher: TeacherConfig, cache: Path, report: FleetReport
+) -> list[Request]:
+    """The requests that earlier calls have not given up; the others are counted in the report."""
+    filters = fingerprint(teacher.filters)
+    report.passed_over = [entry for entry in read_passed_over(cache) if entry.filters in ("", filters)]
+    entries = {entry.key: entry for entry in report.passed_over}
+    for entry in [entries[request.key] for request in requests if request.key in entries]:
+        (report.filtered if entry.filters else report.rejected).append(entry.row)
+    return [request for request in requests if request.key not in entries]
 
 
 def _limit_rejections(report: FleetReport, allowed: float) -> None:
@@ -157,16 +172,15 @@ class _Fleet:
         self,
         report: FleetReport,
         dispatcher: Dispatcher,
-        make_engine: EngineFactory,
         teacher: TeacherConfig,
-        cache: Path,
-        spec: CaptureSpec,
-        compression: Compression,
+        arguments: tuple[EngineFactory, Path, CaptureSpec, Compression],
+        make_filter: FilterFactory | None = None,
     ) -> None:
         self.report = report
         self.dispatcher = dispatcher
-        self._cache = cache
-        self._arguments = (make_engine, cache, spec, compression)
+        self._arguments = arguments
+        self._make_filter = make_filter
+        self._filters = fingerprint(teacher.filters)
         self._teacher = teacher
         self._calls: dict[Any, _Call] = {}
         self._handles: dict[int, _Handle] = {}
@@ -199,7 +213,7 @@ class _Fleet:
                 self._first_ready = self._first_ready or time.monotonic()
             else:
                 self.dispatcher.finished(call.handle.index, call.unit)
-                self.report.add(call.handle.index, result)
+                self.report.add(call.handle.index, result, self._filters)
         now = time.monotonic()
         for call in [call for call in self._calls.values() if call.deadline < now]:
             if call.handle in self._handles.values():
@@ -224,7 +238,7 @@ class _Fleet:
             per_node = int(max(node["Resources"].get("CPU", 1) for node in ray.nodes()))
             options = {"num_cpus": width}
             cores = tuple((index * width + core) % per_node for core in range(width))
-        actor: Any = ray.remote(Replica).options(**options).remote(*self._arguments, cores)
+        actor: Any = ray.remote(Replica).options(**options).remote(*self._arguments, cores, self._make_filter)
         handle = _Handle(index, actor, self._limits[index])
         self._handles[index] = handle
         self._calls[actor.start.remote()] = _Call(handle, None, time.monotonic() + self._teacher.start_timeout_s)
@@ -252,7 +266,6 @@ class _Fleet:
                 raise EngineError(f"{MAX_FAILED_STARTS} engines in a row did not start; the last one: {reason}")
         for request in self.dispatcher.died(handle.index):
             self.report.quarantine(request, reason)
-            write_quarantined(self._cache, self.report.quarantined)
         if self.dispatcher.deaths_in_a_row > self.dispatcher.deaths_allowed:
             raise EngineError(
                 f"{self.dispatcher.deaths_in_a_row} engines died one after the other and nothing was finished between;"

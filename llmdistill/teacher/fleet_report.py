@@ -6,10 +6,9 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from llmdistill.prompts.corpus import RejectedRow
+from llmdistill.teacher.passed_over import PassedOver
 from llmdistill.teacher.replica import UnitResult
 from llmdistill.types import Request
-
-_Key = bytes  # `bytes` is a field below
 
 
 @dataclass
@@ -27,25 +26,29 @@ class FleetReport:
     seconds: float = 0.0
     """From the first replica being ready to the last record."""
     rejected: list[RejectedRow] = field(default_factory=list)
-    """Requests without a record, the quarantined ones among them."""
-    quarantined: dict[_Key, RejectedRow] = field(default_factory=dict)
-    """By record key: requests that kill the engine."""
+    """Requests that the engine refuses or dies of."""
+    filtered: list[RejectedRow] = field(default_factory=list)
+    """Responses that the filters dropped."""
+    passed_over: list[PassedOver] = field(default_factory=list)
+    """What later calls must not ask again."""
     tokens_of_replica: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
 
-    def add(self, replica: int, result: UnitResult) -> None:
-        """Count a finished unit."""
+    def add(self, replica: int, result: UnitResult, filters: str) -> None:
+        """Count a finished unit; `filters` is the fingerprint of the filters."""
         self.records += result.records
         self.tokens += result.tokens
         self.rows += result.rows
         self.bytes += result.bytes
         self.rejected.extend(result.rejected)
+        self.filtered.extend(row for _, row in result.filtered)
+        self.passed_over.extend(PassedOver(key, row, filters) for key, row in result.filtered)
         self.tokens_of_replica[replica] += result.tokens
 
     def quarantine(self, request: Request, reason: str) -> None:
         """Give a request up."""
         row = RejectedRow(request.source, f"quarantined, the engine dies of it: {reason}")
         self.rejected.append(row)
-        self.quarantined[request.key] = row
+        self.passed_over.append(PassedOver(request.key, row))
 
     def note(self) -> str:
         """Figures for the progress line."""
@@ -55,5 +58,10 @@ class FleetReport:
         parts = [f"{self.rows} rows", f"{self.tokens / self.seconds:.0f} tokens/s"]
         if len(rates) > 1:
             parts[-1] += f" ({' + '.join(rates) if len(rates) <= 8 else f'{len(rates)} replicas'})"
-        counts = (("restarts", self.restarts), ("replicas lost", self.lost), ("rejected", len(self.rejected)))
+        counts = (
+            ("restarts", self.restarts),
+            ("replicas lost", self.lost),
+            ("rejected", len(self.rejected)),
+            ("filtered", len(self.filtered)),
+        )
         return "  ".join([*parts, *(f"{count} {name}" for name, count in counts if count)])

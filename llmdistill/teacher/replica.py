@@ -15,11 +15,18 @@ from llmdistill.cache.shard import Compression, write_shard
 from llmdistill.errors import EngineError
 from llmdistill.prompts.corpus import RejectedRow
 from llmdistill.teacher.engine import TeacherEngine
+from llmdistill.teacher.filters import ResponseFilter
 from llmdistill.teacher.gates import check_record
 from llmdistill.types import CaptureSpec, Record, Request
 
 EngineFactory = Callable[[tuple[int, ...]], TeacherEngine]
 """Makes the engine of a replica on these CPU cores (none: on its GPUs)."""
+FilterFactory = Callable[[], ResponseFilter]
+"""Makes the filter of a replica."""
+
+
+Filtered = tuple[tuple[bytes, RejectedRow], ...]
+"""Keys of the responses that the filters dropped, and why."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class UnitResult:
     bytes: int
     seconds: float
     rejected: tuple[RejectedRow, ...]
+    filtered: Filtered = ()
 
 
 class Replica:
@@ -44,6 +52,7 @@ class Replica:
         spec: what is captured.
         compression: of the shards.
         cores: CPU cores of this replica; empty on GPUs.
+        make_filter: makes what drops responses, in the replica's process.
 
     """
 
@@ -54,8 +63,10 @@ class Replica:
         spec: CaptureSpec,
         compression: Compression,
         cores: tuple[int, ...],
+        make_filter: FilterFactory | None = None,
     ) -> None:
         self._engine = make_engine(cores)
+        self._filter = None if make_filter is None else make_filter()
         self._cache = cache
         self._spec = spec
         self._compression = compression
@@ -80,8 +91,15 @@ class Replica:
         answers = await asyncio.gather(*(self._answer(request) for request in requests))
         records = [answer for answer in answers if isinstance(answer, Record)]
         rejected = tuple(answer for answer in answers if isinstance(answer, RejectedRow))
+        filtered: Filtered = ()
+        if self._filter is not None:
+            records, dropped = self._filter.apply(records)
+            sources = {request.key: request.source for request in requests}
+            filtered = tuple(
+                (record.key, RejectedRow(sources[record.key], f"filtered: {reason}")) for record, reason in dropped
+            )
         if not records:
-            return UnitResult(0, 0, 0, 0, time.monotonic() - started, rejected)
+            return UnitResult(0, 0, 0, 0, time.monotonic() - started, rejected, filtered)
         try:
             summary = await asyncio.get_running_loop().run_in_executor(
                 None,
@@ -95,7 +113,13 @@ class Replica:
         except ValueError as error:
             raise EngineError(f"the engine's output is impossible: {error}", where=requests[0].source) from None
         return UnitResult(
-            summary.records, summary.tokens, summary.rows, summary.bytes, time.monotonic() - started, rejected
+            summary.records,
+            summary.tokens,
+            summary.rows,
+            summary.bytes,
+            time.monotonic() - started,
+            rejected,
+            filtered,
         )
 
     def stop(self) -> None:

@@ -121,7 +121,7 @@ def test_deaths_hangs_and_guilty_requests_cost_no_other_record(calm: Path, tmp_p
     missing = [request for request in REQUESTS if request.key not in committed_keys(tmp_path / "hard", SPEC)]
     again = run(tmp_path / "hard", faults, requests=missing, total=40)
     assert (again.records, again.restarts, len(again.rejected)) == (0, 0, 2), "the guilty one is not asked again"
-    (line,) = (tmp_path / "hard" / "quarantined.jsonl").read_text().splitlines()
+    (line,) = (tmp_path / "hard" / "passed_over.jsonl").read_text().splitlines()
     assert json.loads(line)["source"] == "a:8"
 
 
