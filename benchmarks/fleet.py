@@ -3,9 +3,10 @@
     python benchmarks/fleet.py --json
 
 `score_efficiency`, `generate_efficiency`: tokens a second that one replica of the fleet commits to disk, by those of a
-bare vLLM engine on the same core that is asked for the same log-probabilities and writes nothing. `scaling_two_replicas`:
-two replicas by one. Every engine is loaded once, their rounds are interleaved, and the median ratio counts. `frontend_us_per_token`:
-CPU time of the process that turns vLLM's output into shards, with a random model of two tiny layers over 151,936 ids.
+bare vLLM engine on the same core that is asked for the same log-probabilities and writes nothing.
+`scaling_two_replicas`: two replicas by one. Every engine is loaded once, their rounds are interleaved, and the median
+ratio counts. `frontend_us_per_token`: CPU time of the process that turns vLLM's output into shards, with a random model
+of two tiny layers over 151,936 ids.
 """
 
 from __future__ import annotations

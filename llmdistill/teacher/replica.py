@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from llmdistill.prompts.corpus import RejectedRow
 from llmdistill.teacher.engine import TeacherEngine
 from llmdistill.teacher.filters import ResponseFilter
 from llmdistill.teacher.gates import check_record
+from llmdistill.teacher.metrics import ReplicaMetrics
 from llmdistill.types import CaptureSpec, Record, Request
 
 EngineFactory = Callable[[tuple[int, ...]], TeacherEngine]
@@ -38,7 +40,6 @@ class UnitResult:
     """Prompt and response."""
     rows: int
     bytes: int
-    seconds: float
     rejected: tuple[RejectedRow, ...]
     filtered: Filtered = ()
 
@@ -65,14 +66,18 @@ class Replica:
         cores: tuple[int, ...],
         make_filter: FilterFactory | None = None,
     ) -> None:
-        self._engine = make_engine(cores)
-        self._filter = None if make_filter is None else make_filter()
+        # What these raise must reach the driver as it is, and a constructor's errors do not.
+        self._make_engine = functools.partial(make_engine, cores)
+        self._make_filter = make_filter
         self._cache = cache
         self._spec = spec
         self._compression = compression
 
     async def start(self) -> str:
         """Load the engine; returns the id of the node."""
+        self._metrics = ReplicaMetrics()
+        self._filter = None if self._make_filter is None else self._make_filter()
+        self._engine = self._make_engine()
         await self._engine.start()
         return str(ray.get_runtime_context().get_node_id())
 
@@ -88,6 +93,13 @@ class Replica:
 
         """
         started = time.monotonic()
+        result = await self._run_unit(requests)
+        counts = {name: getattr(result, name) for name in ("records", "tokens", "bytes")}
+        counts |= {"rejected": len(result.rejected), "filtered": len(result.filtered)}
+        self._metrics.add(counts, time.monotonic() - started)
+        return result
+
+    async def _run_unit(self, requests: Sequence[Request]) -> UnitResult:
         answers = await asyncio.gather(*(self._answer(request) for request in requests))
         records = [answer for answer in answers if isinstance(answer, Record)]
         rejected = tuple(answer for answer in answers if isinstance(answer, RejectedRow))
@@ -99,7 +111,7 @@ class Replica:
                 (record.key, RejectedRow(sources[record.key], f"filtered: {reason}")) for record, reason in dropped
             )
         if not records:
-            return UnitResult(0, 0, 0, 0, time.monotonic() - started, rejected, filtered)
+            return UnitResult(0, 0, 0, 0, rejected, filtered)
         try:
             summary = await asyncio.get_running_loop().run_in_executor(
                 None,
@@ -112,15 +124,7 @@ class Replica:
             )
         except ValueError as error:
             raise EngineError(f"the engine's output is impossible: {error}", where=requests[0].source) from None
-        return UnitResult(
-            summary.records,
-            summary.tokens,
-            summary.rows,
-            summary.bytes,
-            time.monotonic() - started,
-            rejected,
-            filtered,
-        )
+        return UnitResult(summary.records, summary.tokens, summary.rows, summary.bytes, rejected, filtered)
 
     def stop(self) -> None:
         """Free the engine."""
