@@ -19,6 +19,7 @@ from llmdistill.config.teacher import TeacherConfig
 from llmdistill.types import Record, Request
 
 Ask = Callable[[list[Request]], list[Record]]
+Capture = Callable[[CaptureConfig, list[Request]], list[Record]]
 
 
 @pytest.fixture(scope="session")
@@ -67,8 +68,9 @@ def tiny_teacher(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def vllm_ask(teacher_folder: Path) -> Iterator[Ask]:
-    """A real vLLM engine on the real teacher in float32 (k = 64), shared by all tests that need one."""
+def vllm_capture(teacher_folder: Path) -> Iterator[Capture]:
+    """A real vLLM engine on the real teacher in float32, shared by all tests that need one; the capture may change."""
+    from llmdistill.teacher.columns import Columns
     from llmdistill.teacher.vllm_engine import VLLMEngine
 
     teacher = TeacherConfig.model_validate(
@@ -81,16 +83,24 @@ def vllm_ask(teacher_folder: Path) -> Iterator[Ask]:
     def wait(coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result(timeout=240)
 
-    engine = VLLMEngine(teacher_folder, teacher, CaptureConfig(top_k=64), cores=(0, 1))
+    engine = VLLMEngine(teacher_folder, teacher, CaptureConfig(top_k=80), 49152, cores=(0, 1))
     wait(engine.start())
 
-    async def ask(requests: list[Request]) -> list[Record]:
+    async def ask(capture: CaptureConfig, requests: list[Request]) -> list[Record]:
+        engine._columns = Columns.of(capture, 49152)
+        await engine._install_capture()
         return list(await asyncio.gather(*(engine.answer(request) for request in requests)))
 
-    yield lambda requests: wait(ask(requests))
+    yield lambda capture, requests: wait(ask(capture, requests))
     loop.call_soon_threadsafe(engine.stop)
     loop.call_soon_threadsafe(loop.stop)
     thread.join(timeout=20)
+
+
+@pytest.fixture(scope="session")
+def vllm_ask(vllm_capture: Capture) -> Ask:
+    """The same engine with the 64 most likely tokens."""
+    return lambda requests: vllm_capture(CaptureConfig(top_k=64), requests)
 
 
 @pytest.fixture

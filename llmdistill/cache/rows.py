@@ -171,8 +171,8 @@ class EncodedRows:
 
     @property
     def head_counts_R(self) -> torch.Tensor | None:
-        """int64 [R]: how many of the decoded entries are the exact head; None unless `head_tail`."""
-        return _integers(self.columns["head_counts"]) if "head_counts" in self.columns else None
+        """int64 [R]: how many of the decoded entries are the exact head; None but for `head_tail`."""
+        return _integers(self.columns["head_counts"]) if self.spec.kind == "head_tail" else None
 
     @property
     def logsumexp_RJ(self) -> torch.Tensor:

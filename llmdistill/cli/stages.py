@@ -53,7 +53,9 @@ def generate(run: Run) -> None:
     from llmdistill.prompts.corpus import read_prompts, write_rejected
     from llmdistill.prompts.render import load_tokenizer, make_requests
     from llmdistill.teacher.engines import make_engine
-    from llmdistill.teacher.fleet import FleetReport, run_fleet
+    from llmdistill.teacher.filters import ResponseFilter
+    from llmdistill.teacher.fleet import run_fleet
+    from llmdistill.teacher.fleet_report import FleetReport
 
     config = run.config
     tokenizer = load_tokenizer(run.teacher_folder)
@@ -71,18 +73,28 @@ def generate(run: Run) -> None:
         with Progress("generate", len(requests), "records", already) as progress, ray_cluster(config.cluster):
 
             def show(report: FleetReport) -> None:
-                note = "loading the teacher"
-                if report.seconds:
-                    note = f"{report.rows} rows  {report.rows / report.seconds:.0f} rows/s"
-                if report.restarts:
-                    note += f"  {report.restarts} restarts"
-                progress.update(already + report.records, note)
+                progress.update(already + report.records, report.note())
 
-            report = run_fleet(
-                pending, factory, config.teacher, run.folder.cache, spec, show, config.capture.compression
-            )
-        rejected = rejected + report.rejected
-        write_rejected(run.folder.rejected, rejected)
+            report, compression = FleetReport(), config.capture.compression
+            filters = config.teacher.filters
+            chosen = filters != type(filters)()
+            make_filter = functools.partial(ResponseFilter, filters, run.teacher_folder) if chosen else None
+            try:
+                run_fleet(
+                    pending,
+                    factory,
+                    config.teacher,
+                    run.folder.cache,
+                    spec,
+                    show,
+                    compression,
+                    len(requests),
+                    report,
+                    make_filter,
+                )
+            finally:
+                rejected = rejected + report.rejected + report.filtered
+                write_rejected(run.folder.rejected, rejected)
     write_index(run.folder.cache)
     if rejected:
         say(f"generate: {len(rejected)} rows were not used, see {run.folder.rejected}")
@@ -97,15 +109,13 @@ def capture_spec(run: Run, tokenizer: Any) -> Any:
     sampling = config.teacher.sampling.model_dump(exclude={"samples", "seed"})
     return CaptureSpec(
         mode=config.prompts.mode,
-        kind=config.capture.kind,
-        top_k=config.capture.top_k,
         vocabulary_size=len(tokenizer),
         teacher=model_fingerprint(run.teacher_folder),
         tokenizer=tokenizer_fingerprint(tokenizer),
         engine=config.teacher.engine,
         dtype=config.teacher.dtype,
         sampling=sampling if config.prompts.mode == "generate" else {},
-        logprobs=config.capture.logprobs,
+        **config.capture.spec_fields(),
     )
 
 

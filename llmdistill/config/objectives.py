@@ -228,7 +228,8 @@ def _require_temperature(objective: TemperedConfig, where: str, kind: str, tempe
     if value not in temperatures:
         raise ValueError(
             f"{where}.temperature: {value:g} needs the teacher's log-sum-exp at that temperature, and only"
-            f" {', '.join(f'{held:g}' for held in sorted({1.0, *temperatures}))} is captured; use 1.0"
+            f" {', '.join(f'{held:g}' for held in sorted({1.0, *temperatures}))} is captured;"
+            f" add {value:g} to capture.temperatures, or use 1.0"
         )
 
 

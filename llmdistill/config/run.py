@@ -58,12 +58,21 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _hidden_states_can_be_captured(self) -> Self:
+        if self.capture.hidden_layers and self.teacher.engine != "huggingface":
+            raise ValueError(
+                f"capture.hidden_layers: the {self.teacher.engine} engine gives no hidden states; use teacher.engine:"
+                " huggingface, or leave them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _objectives_are_captured(self) -> Self:
         sampling = self.teacher.sampling
         require_captured(
             self.objectives,
             kind=self.capture.kind,
-            temperatures=(),  # no engine captures log-sum-exps yet
+            temperatures=self.capture.temperatures,
             mode=self.prompts.mode,
             sampling=(sampling.temperature, sampling.top_p),
             live=self.train.soft_labels == "live",

@@ -22,6 +22,10 @@ def make_engine(
         from llmdistill.teacher.fake_engine import FakeEngine
 
         return FakeEngine(teacher, capture, vocabulary_size, end_token_id)
+    if teacher.engine == "huggingface":
+        from llmdistill.teacher.huggingface_engine import HuggingFaceEngine
+
+        return HuggingFaceEngine(folder, teacher, capture, vocabulary_size, end_token_id, cores)
     from llmdistill.teacher.vllm_engine import VLLMEngine
 
-    return VLLMEngine(folder, teacher, capture, cores)
+    return VLLMEngine(folder, teacher, capture, vocabulary_size, cores)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+import torch
 
 from llmdistill.config.capture import CaptureConfig
 from llmdistill.config.teacher import TeacherConfig
-from llmdistill.types import Record, Request, TopKRows
+from llmdistill.teacher.capture import draw_seed, fill_columns
+from llmdistill.teacher.columns import Columns
+from llmdistill.types import Record, Request
 
 _FAVOURITES = 256
 
@@ -28,7 +31,7 @@ class FakeEngine:
 
     def __init__(self, teacher: TeacherConfig, capture: CaptureConfig, vocabulary_size: int, end_token_id: int) -> None:
         self._sampling = teacher.sampling
-        self._k = capture.top_k
+        self._columns = Columns.of(capture, vocabulary_size)
         self._vocabulary_size = vocabulary_size
         self._end = end_token_id
         self.logprobs = functools.lru_cache(maxsize=4096)(self._logprobs)
@@ -45,18 +48,14 @@ class FakeEngine:
             finish_reason = self._continue(token_ids, request.seed)
             supervised = tuple(i >= len(request.token_ids) for i in range(len(token_ids)))
         assert supervised is not None
-        distributions = [self.logprobs(token_ids[i - 1]) for i in range(len(token_ids)) if supervised[i]]
-        actual = [token_ids[i] for i in range(len(token_ids)) if supervised[i]]
-        logprobs_RV = np.stack(distributions)
-        ids_RK = np.argsort(-logprobs_RV, axis=1, kind="stable")[:, : self._k].astype(np.int32)
-        rows = TopKRows(
-            ids_RK=ids_RK,
-            logprobs_RK=np.take_along_axis(logprobs_RV, ids_RK, axis=1),
-            actual_logprobs_R=logprobs_RV[np.arange(len(actual)), actual],
-        )
-        return Record(
-            request.key, np.array(token_ids, np.int32), np.array(supervised, bool), rows, finish_reason, request.split
-        )
+        tokens_N, supervised_N = np.array(token_ids, np.int32), np.array(supervised, bool)
+        positions_R = np.flatnonzero(supervised_N)
+        logprobs_RV = np.stack([self.logprobs(token_ids[position - 1]) for position in positions_R.tolist()])
+        actual_R = torch.from_numpy(tokens_N[positions_R]).long()
+        seeds_R = np.full(len(positions_R), draw_seed(request.key), np.uint64)
+        ids_RW, values_RW = fill_columns(torch.from_numpy(logprobs_RV), actual_R, seeds_R, positions_R, self._columns)
+        rows = self._columns.rows(ids_RW.numpy(), values_RW.numpy())
+        return Record(request.key, tokens_N, supervised_N, rows, finish_reason, request.split)
 
     def stop(self) -> None:
         """Nothing to free."""

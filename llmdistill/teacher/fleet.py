@@ -1,11 +1,23 @@
-"""The fleet: Ray actors that run replicas, fed with work units until every request has its record."""
+"""The fleet: Ray actors that run replicas, fed with work units until every request has its record.
+
+What can fail, and what happens then:
+
+    a request is refused            it is rejected with its reason; too many of them end the job (max_rejected_share)
+    an engine dies, hangs or errs   its replica is started anew with half as many units at once; its units are suspects
+    a request kills engines         it is found by halving (see dispatch.py), quarantined and never asked again
+    a node goes                     its units are given to others; the job goes on with the replicas that are left
+    an engine does not start        three in a row end the job; so do more deaths in a row than a search needs
+    SIGTERM                         units in flight are finished, then the job ends and says how to continue
+
+Committed units stay in every case, and the same call continues.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +27,23 @@ from ray.exceptions import RayActorError, RayTaskError
 from llmdistill.cache.shard import Compression
 from llmdistill.cluster import require_resources
 from llmdistill.config.teacher import TeacherConfig
-from llmdistill.errors import EngineError, LLMDistillError
-from llmdistill.prompts.corpus import RejectedRow
-from llmdistill.teacher.replica import EngineFactory, Replica, UnitResult
+from llmdistill.errors import ClusterError, EngineError, LLMDistillError
+from llmdistill.teacher.dispatch import Dispatcher, Unit
+from llmdistill.teacher.draining import drain_on_sigterm
+from llmdistill.teacher.filters import fingerprint
+from llmdistill.teacher.fleet_report import FleetReport
+from llmdistill.teacher.passed_over import read_passed_over, write_passed_over
+from llmdistill.teacher.replica import EngineFactory, FilterFactory, Replica
 from llmdistill.types import CaptureSpec, Request
 
-MAX_RESTARTS = 3
-"""Replicas that may die in one job before it gives up."""
+MAX_FAILED_STARTS = 3
+"""Engines in a row that do not even start."""
 
 _POLL_SECONDS = 1.0
+_NODE_SECONDS = 60.0
+"""How long a fleet without any replica waits for a node."""
 _NO_CORES: tuple[int, ...] = ()
-
-
-@dataclass
-class FleetReport:
-    """What a job did."""
-
-    records: int = 0
-    tokens: int = 0
-    rows: int = 0
-    bytes: int = 0
-    restarts: int = 0
-    seconds: float = 0.0
-    """From the first replica being ready to the last record."""
-    rejected: list[RejectedRow] = field(default_factory=list)
-
-    def add(self, result: UnitResult) -> None:
-        """Count a finished unit."""
-        self.records += result.records
-        self.tokens += result.tokens
-        self.rows += result.rows
-        self.bytes += result.bytes
-        self.rejected.extend(result.rejected)
+_CONTINUE = "finished shards are kept; run the same command again to continue"
 
 
 def count_replicas(teacher: TeacherConfig, units: int) -> int:
@@ -75,11 +72,13 @@ def run_fleet(
     spec: CaptureSpec,
     on_progress: Callable[[FleetReport], None],
     compression: Compression = "none",
+    total: int | None = None,
+    report: FleetReport | None = None,
+    make_filter: FilterFactory | None = None,
 ) -> FleetReport:
     """Get a record for every request, on the connected cluster.
 
-    The driver sees requests and counts only: replicas write the shards. A replica that dies is started anew and its
-    unfinished units are given out again; finished ones are committed and stay.
+    The driver sees requests and counts only: replicas write the shards.
 
     Args:
         requests: what has no record yet.
@@ -89,54 +88,149 @@ def run_fleet(
         spec: what is captured.
         on_progress: called about once a second and after every unit.
         compression: of the shards.
+        total: requests of the whole corpus, of which `teacher.max_rejected_share` is a share; None: these requests.
+        report: is filled, so that the caller has it when this fails, too.
+        make_filter: makes what drops responses, in the replica's process; its settings are `teacher.filters`.
+
+    Returns:
+        the report.
 
     Raises:
-        ClusterError: the cluster is too small.
-        EngineError: replicas died more than `MAX_RESTARTS` times.
+        ClusterError: the cluster is too small, or every node is gone.
+        EngineError: engines do not start or die one after the other, too many requests are rejected, or SIGTERM came.
         DataError: shards cannot be written.
 
     """
-    size = teacher.requests_per_shard
-    units = deque(requests[i : i + size] for i in range(0, len(requests), size))
-    fleet = _Fleet(units, make_engine, teacher, cache, spec, compression)
-    try:
-        for index in range(count_replicas(teacher, len(units))):
-            fleet.start_replica(index)
-        while fleet.busy():
-            fleet.wait()
-            on_progress(fleet.report)
-    finally:
-        fleet.stop()
-    return fleet.report
+    allowed = teacher.max_rejected_share * (len(requests) if total is None else total)
+    report = FleetReport() if report is None else report
+    requests = _without_passed_over(requests, teacher, cache, report)
+    if not requests:
+        return report
+    dispatcher = Dispatcher(requests, teacher.requests_per_shard)
+    fleet = _Fleet(report, dispatcher, teacher, (make_engine, cache, spec, compression), make_filter)
+    with drain_on_sigterm() as drain:
+        try:
+            fleet.start(count_replicas(teacher, -(-len(requests) // teacher.requests_per_shard)))
+            while fleet.busy(drain):
+                fleet.wait(drain)
+                on_progress(report)
+                _limit_rejections(report, allowed)
+        finally:
+            fleet.stop()
+            if report.passed_over:
+                write_passed_over(cache, report.passed_over)
+        if drain.is_set() and dispatcher.busy():
+            raise EngineError(f"stopped by SIGTERM after {report.records} records", fix=_CONTINUE)
+    return report
 
 
-@dataclass
+def _without_passed_over(
+    requests: Sequence[Request], teacher: TeacherConfig, cache: Path, report: FleetReport
+) -> list[Request]:
+    """The requests that earlier calls have not given up; the others are counted in the report."""
+    filters = fingerprint(teacher.filters)
+    report.passed_over = [entry for entry in read_passed_over(cache) if entry.filters in ("", filters)]
+    entries = {entry.key: entry for entry in report.passed_over}
+    for entry in [entries[request.key] for request in requests if request.key in entries]:
+        (report.filtered if entry.filters else report.rejected).append(entry.row)
+    return [request for request in requests if request.key not in entries]
+
+
+def _limit_rejections(report: FleetReport, allowed: float) -> None:
+    if len(report.rejected) > allowed:
+        last = report.rejected[-1]
+        raise EngineError(
+            f"{len(report.rejected)} requests were rejected, more than teacher.max_rejected_share allows"
+            f" ({allowed:g}); the last one: {last.reason}",
+            where=last.source,
+            fix=f"remove the cause or raise teacher.max_rejected_share; {_CONTINUE}",
+        )
+
+
+@dataclass(eq=False)
 class _Handle:
     index: int
     actor: Any
-    ready: bool = False
-    units: int = 0
+    limit: int
+    """Units that it may hold at once."""
+    node: str = ""
+    """Where it runs; unknown until it is ready."""
+
+
+@dataclass
+class _Call:
+    """Something that a replica was asked to do."""
+
+    handle: _Handle
+    unit: Unit | None
+    """None: to start."""
+    deadline: float
 
 
 class _Fleet:
     def __init__(
         self,
-        units: deque[Sequence[Request]],
-        make_engine: EngineFactory,
+        report: FleetReport,
+        dispatcher: Dispatcher,
         teacher: TeacherConfig,
-        cache: Path,
-        spec: CaptureSpec,
-        compression: Compression,
+        arguments: tuple[EngineFactory, Path, CaptureSpec, Compression],
+        make_filter: FilterFactory | None = None,
     ) -> None:
-        self.report = FleetReport()
-        self._units = units
-        self._arguments = (make_engine, cache, spec, compression)
+        self.report = report
+        self.dispatcher = dispatcher
+        self._arguments = arguments
+        self._make_filter = make_filter
+        self._filters = fingerprint(teacher.filters)
         self._teacher = teacher
-        self._pending: dict[Any, tuple[_Handle, Sequence[Request] | None]] = {}
-        self._handles: list[_Handle] = []
+        self._calls: dict[Any, _Call] = {}
+        self._handles: dict[int, _Handle] = {}
+        self._limits: dict[int, int] = {}
+        """Units at once by replica: those of its successor, too."""
+        self._failed_starts = 0
         self._first_ready: float | None = None
+        self._empty_since: float | None = None
 
-    def start_replica(self, index: int) -> None:
+    def start(self, replicas: int) -> None:
+        for index in range(replicas):
+            self._limits[index] = self._teacher.units_in_flight
+            self._start_replica(index)
+
+    def busy(self, drain: threading.Event) -> bool:
+        return self.dispatcher.flying() > 0 if drain.is_set() else self.dispatcher.busy()
+
+    def wait(self, drain: threading.Event) -> None:
+        done, _ = ray.wait(list(self._calls), num_returns=1, timeout=_POLL_SECONDS) if self._calls else ([], [])
+        for reference in done:
+            call = self._calls.pop(reference)
+            try:
+                result = ray.get(reference)
+            except (RayActorError, RayTaskError) as error:
+                self._lose(call, _reason(error))
+                continue
+            if call.unit is None:
+                call.handle.node = result
+                self._failed_starts = 0
+                self._first_ready = self._first_ready or time.monotonic()
+            else:
+                self.dispatcher.finished(call.handle.index, call.unit)
+                self.report.add(call.handle.index, result, self._filters)
+        now = time.monotonic()
+        for call in [call for call in self._calls.values() if call.deadline < now]:
+            if call.handle in self._handles.values():
+                self._lose(call, "it gave no sign of life in time")
+        self._replace_lost()
+        if not drain.is_set():
+            self._fill()
+        if self._first_ready is not None:
+            self.report.seconds = now - self._first_ready
+
+    def stop(self) -> None:
+        stopping = [handle.actor.stop.remote() for handle in self._handles.values() if handle.node]
+        ray.wait(stopping, num_returns=len(stopping), timeout=20) if stopping else None
+        for handle in self._handles.values():
+            ray.kill(handle.actor)
+
+    def _start_replica(self, index: int) -> None:
         width = self._teacher.tensor_parallel
         if _resource() == "GPU":
             options, cores = {"num_gpus": width, "num_cpus": 1}, _NO_CORES
@@ -144,64 +238,77 @@ class _Fleet:
             per_node = int(max(node["Resources"].get("CPU", 1) for node in ray.nodes()))
             options = {"num_cpus": width}
             cores = tuple((index * width + core) % per_node for core in range(width))
-        actor: Any = ray.remote(Replica).options(**options).remote(*self._arguments, cores)
-        handle = _Handle(index, actor)
-        self._handles.append(handle)
-        self._pending[actor.start.remote()] = (handle, None)
+        actor: Any = ray.remote(Replica).options(**options).remote(*self._arguments, cores, self._make_filter)
+        handle = _Handle(index, actor, self._limits[index])
+        self._handles[index] = handle
+        self._calls[actor.start.remote()] = _Call(handle, None, time.monotonic() + self._teacher.start_timeout_s)
 
-    def busy(self) -> bool:
-        return bool(self._units or any(unit is not None for _, unit in self._pending.values()))
+    def _fill(self) -> None:
+        for handle in self._handles.values():
+            while handle.node and (unit := self.dispatcher.take(handle.index, handle.limit)):
+                deadline = time.monotonic() + self._teacher.unit_timeout_s
+                self._calls[handle.actor.run_unit.remote(unit.requests)] = _Call(handle, unit, deadline)
 
-    def wait(self) -> None:
-        done, _ = ray.wait(list(self._pending), num_returns=1, timeout=_POLL_SECONDS)
-        for reference in done:
-            if reference not in self._pending:
-                continue  # its replica died, and this went back with it
-            handle, unit = self._pending.pop(reference)
-            try:
-                result = ray.get(reference)
-            except (RayActorError, RayTaskError) as error:
-                self._restart(handle, unit, error)
-                continue
-            if unit is None:
-                handle.ready = True
-                self._first_ready = self._first_ready or time.monotonic()
-            else:
-                handle.units -= 1
-                self.report.add(result)
-            self._fill(handle)
-        if self._first_ready is not None:
-            self.report.seconds = time.monotonic() - self._first_ready
-
-    def stop(self) -> None:
-        stopping = [handle.actor.stop.remote() for handle in self._handles if handle.ready]
-        ray.wait(stopping, num_returns=len(stopping), timeout=20) if stopping else None
-        for handle in self._handles:
-            ray.kill(handle.actor)
-
-    def _fill(self, handle: _Handle) -> None:
-        while self._units and handle.ready and handle.units < self._teacher.units_in_flight:
-            unit = self._units.popleft()
-            self._pending[handle.actor.run_unit.remote(unit)] = (handle, unit)
-            handle.units += 1
-
-    def _restart(self, handle: _Handle, unit: Sequence[Request] | None, error: Exception) -> None:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, LLMDistillError) and not isinstance(cause, EngineError):
-            raise cause  # a full disk does not go away by itself
-        self.report.restarts += 1
-        if self.report.restarts > MAX_RESTARTS:
-            reason = str(cause if isinstance(cause, EngineError) else error).strip()
-            raise EngineError(
-                f"replicas of the teacher failed {self.report.restarts} times; the last one: {reason}",
-                fix="finished shards are kept; run the same command again when the cause is gone",
-            )
-        lost = [other for other, (owner, _) in self._pending.items() if owner is handle]
-        units = [unit] + [self._pending.pop(other)[1] for other in lost]
-        self._units.extendleft(unit for unit in units if unit is not None)
-        self._handles.remove(handle)
+    def _lose(self, call: _Call, reason: str) -> None:
+        """A replica is dead, hangs, or returned something impossible: take back what it had, and start another."""
+        handle = call.handle
+        self._calls = {key: other for key, other in self._calls.items() if other.handle is not handle}
+        del self._handles[handle.index]
         ray.kill(handle.actor)
-        self.start_replica(handle.index)
+        if handle.node and handle.node not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}:
+            self.dispatcher.returned(handle.index)
+            self.report.lost += 1
+            return  # `_replace_lost` starts another one where there is room
+        self.report.restarts += 1
+        if call.unit is None:
+            self._failed_starts += 1
+            if self._failed_starts >= MAX_FAILED_STARTS:
+                raise EngineError(f"{MAX_FAILED_STARTS} engines in a row did not start; the last one: {reason}")
+        for request in self.dispatcher.died(handle.index):
+            self.report.quarantine(request, reason)
+        if self.dispatcher.deaths_in_a_row > self.dispatcher.deaths_allowed:
+            raise EngineError(
+                f"{self.dispatcher.deaths_in_a_row} engines died one after the other and nothing was finished between;"
+                f" the last one: {reason}",
+                fix=_CONTINUE,
+            )
+        # Less at once may be what it takes, for instance where memory ran out.
+        self._limits[handle.index] = max(handle.limit // 2, 1)
+        self._start_replica(handle.index)
+
+    def _replace_lost(self) -> None:
+        """Start replicas in the place of those that went with their nodes, where the cluster has room again."""
+        missing = [index for index in self._limits if index not in self._handles]
+        if not missing:
+            return
+        resources = ray.cluster_resources()
+        room = int(resources.get("GPU", 0) or resources.get("CPU", 0)) // self._teacher.tensor_parallel
+        for index in missing[: max(room - len(self._handles), 0)]:
+            self._start_replica(index)
+        if self._handles:
+            self._empty_since = None
+            return
+        self._empty_since = self._empty_since or time.monotonic()
+        if time.monotonic() - self._empty_since > _NODE_SECONDS:
+            raise ClusterError("the nodes of all replicas are gone", fix=_CONTINUE)
+        time.sleep(_POLL_SECONDS)
+
+
+def _reason(error: RayActorError | RayTaskError) -> str:
+    """What to tell a person, in a line.
+
+    Raises:
+        LLMDistillError: what no restart can mend, such as a full disk.
+
+    """
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, LLMDistillError) and not isinstance(cause, EngineError):
+        raise cause
+    if isinstance(cause, EngineError):
+        return str(cause)
+    if isinstance(error, RayActorError):
+        return f"its process died ({str(error).splitlines()[0]})"
+    return f"{type(cause).__name__}: {cause}"
 
 
 def _resource() -> str:

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import ray
 
 from llmdistill.cache.index import shard_folder
 from llmdistill.cache.shard import Compression, write_shard
 from llmdistill.errors import EngineError
 from llmdistill.prompts.corpus import RejectedRow
 from llmdistill.teacher.engine import TeacherEngine
+from llmdistill.teacher.filters import ResponseFilter
+from llmdistill.teacher.gates import check_record
+from llmdistill.teacher.metrics import ReplicaMetrics
 from llmdistill.types import CaptureSpec, Record, Request
 
 EngineFactory = Callable[[tuple[int, ...]], TeacherEngine]
 """Makes the engine of a replica on these CPU cores (none: on its GPUs)."""
+FilterFactory = Callable[[], ResponseFilter]
+"""Makes the filter of a replica."""
+
+
+Filtered = tuple[tuple[bytes, RejectedRow], ...]
+"""Keys of the responses that the filters dropped, and why."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +40,8 @@ class UnitResult:
     """Prompt and response."""
     rows: int
     bytes: int
-    seconds: float
     rejected: tuple[RejectedRow, ...]
+    filtered: Filtered = ()
 
 
 class Replica:
@@ -41,6 +53,7 @@ class Replica:
         spec: what is captured.
         compression: of the shards.
         cores: CPU cores of this replica; empty on GPUs.
+        make_filter: makes what drops responses, in the replica's process.
 
     """
 
@@ -51,20 +64,28 @@ class Replica:
         spec: CaptureSpec,
         compression: Compression,
         cores: tuple[int, ...],
+        make_filter: FilterFactory | None = None,
     ) -> None:
-        self._engine = make_engine(cores)
+        # What these raise must reach the driver as it is, and a constructor's errors do not.
+        self._make_engine = functools.partial(make_engine, cores)
+        self._make_filter = make_filter
         self._cache = cache
         self._spec = spec
         self._compression = compression
 
-    async def start(self) -> None:
-        """Load the engine."""
+    async def start(self) -> str:
+        """Load the engine; returns the id of the node."""
+        self._metrics = ReplicaMetrics()
+        self._filter = None if self._make_filter is None else self._make_filter()
+        self._engine = self._make_engine()
         await self._engine.start()
+        return str(ray.get_runtime_context().get_node_id())
 
     async def run_unit(self, requests: Sequence[Request]) -> UnitResult:
         """Answer all requests of a unit and commit them as one shard.
 
-        A request that the engine refuses is returned as rejected; the others are kept.
+        A request that the engine refuses is returned as rejected; the others are kept. Nothing is committed unless
+        every record passes `check_record`.
 
         Raises:
             EngineError: the engine is dead, or returned something impossible.
@@ -72,11 +93,25 @@ class Replica:
 
         """
         started = time.monotonic()
+        result = await self._run_unit(requests)
+        counts = {name: getattr(result, name) for name in ("records", "tokens", "bytes")}
+        counts |= {"rejected": len(result.rejected), "filtered": len(result.filtered)}
+        self._metrics.add(counts, time.monotonic() - started)
+        return result
+
+    async def _run_unit(self, requests: Sequence[Request]) -> UnitResult:
         answers = await asyncio.gather(*(self._answer(request) for request in requests))
         records = [answer for answer in answers if isinstance(answer, Record)]
         rejected = tuple(answer for answer in answers if isinstance(answer, RejectedRow))
+        filtered: Filtered = ()
+        if self._filter is not None:
+            records, dropped = self._filter.apply(records)
+            sources = {request.key: request.source for request in requests}
+            filtered = tuple(
+                (record.key, RejectedRow(sources[record.key], f"filtered: {reason}")) for record, reason in dropped
+            )
         if not records:
-            return UnitResult(0, 0, 0, 0, time.monotonic() - started, rejected)
+            return UnitResult(0, 0, 0, 0, rejected, filtered)
         try:
             summary = await asyncio.get_running_loop().run_in_executor(
                 None,
@@ -89,9 +124,7 @@ class Replica:
             )
         except ValueError as error:
             raise EngineError(f"the engine's output is impossible: {error}", where=requests[0].source) from None
-        return UnitResult(
-            summary.records, summary.tokens, summary.rows, summary.bytes, time.monotonic() - started, rejected
-        )
+        return UnitResult(summary.records, summary.tokens, summary.rows, summary.bytes, rejected, filtered)
 
     def stop(self) -> None:
         """Free the engine."""
@@ -99,6 +132,8 @@ class Replica:
 
     async def _answer(self, request: Request) -> Record | RejectedRow:
         try:
-            return await self._engine.answer(request)
+            record = await self._engine.answer(request)
+            check_record(request, record, self._spec)
+            return record
         except ValueError as error:
             return RejectedRow(request.source, f"the engine refuses it: {error}")

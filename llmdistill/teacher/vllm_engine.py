@@ -1,9 +1,15 @@
-"""The teacher on vLLM; the only file that imports it."""
+"""The teacher on vLLM; this file and `vllm_worker.py`, its part within vLLM's processes, are the only ones that use it.
+
+Where the capture needs more than the most likely tokens, a worker extension writes the columns of `columns.py`. It fits
+vLLM's V1 model runner, which is the only one on CPUs and is asked for on GPUs; the engine says so when it cannot.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +17,16 @@ import numpy as np
 
 from llmdistill.config.capture import CaptureConfig
 from llmdistill.config.teacher import TeacherConfig
-from llmdistill.errors import EngineError
+from llmdistill.errors import ConfigError, EngineError
+from llmdistill.teacher.capture import draw_seed
+from llmdistill.teacher.columns import Columns
 from llmdistill.teacher.extract import rows_of_prompt, rows_of_response
+from llmdistill.teacher.vllm_worker import SEED_ARGUMENT, CaptureExtension
 from llmdistill.types import Record, Request
 
 _BATCHED_TOKENS = 2048
 """Tokens that vLLM schedules at once; bounds its float32 log-softmax of prompts (tokens × vocabulary × 4 bytes)."""
+_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 
 
 class VLLMEngine:
@@ -26,11 +36,22 @@ class VLLMEngine:
         folder: the teacher's model folder.
         teacher: engine settings.
         capture: what is kept.
+        vocabulary_size: ids of the tokenizer are below this; the model's head may be larger.
         cores: CPU cores for the engine; empty on GPUs.
+
+    Raises:
+        ConfigError: the environment rules out what the capture needs.
 
     """
 
-    def __init__(self, folder: Path, teacher: TeacherConfig, capture: CaptureConfig, cores: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        teacher: TeacherConfig,
+        capture: CaptureConfig,
+        vocabulary_size: int,
+        cores: tuple[int, ...],
+    ) -> None:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         if cores:
@@ -38,28 +59,43 @@ class VLLMEngine:
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(teacher.kv_cache_gib)
             # Compiling the one small compiled function of the sampler costs 15 s a start and gains nothing on a core.
             os.environ["TORCHDYNAMO_DISABLE"] = "1"
+        self._columns = plan_columns(capture, vocabulary_size, head_size(folder), on_cpu=bool(cores))
+        if self._columns.statistics:
+            _choose_runner(capture)
         import vllm
 
         self.version = f"vllm-{vllm.__version__}"
         self._folder = folder
         self._teacher = teacher
-        self._capture = capture
         self._on_cpu = bool(cores)
         self._engine: Any = None
         self._requests = 0
 
     async def start(self) -> None:
-        """Load the weights; seconds for a small teacher, minutes for a large one."""
+        """Load the weights; seconds for a small teacher, minutes for a large one.
+
+        Raises:
+            EngineError: the engine cannot capture what is asked for.
+
+        """
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        arguments = self.arguments()
+        loop = asyncio.get_running_loop()
+        self._engine = await loop.run_in_executor(None, lambda: AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)))
+        if self._columns.statistics:
+            await self._install_capture()
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of vLLM's `AsyncEngineArgs`."""
         teacher = self._teacher
         arguments: dict[str, Any] = {
             "model": str(self._folder),
             "dtype": teacher.dtype,
             "tensor_parallel_size": teacher.tensor_parallel,
             "max_model_len": teacher.max_model_len,
-            "max_logprobs": self._capture.top_k,
+            "max_logprobs": self._columns.width,
             "logprobs_mode": "raw_logprobs",
             "max_num_seqs": teacher.requests_per_shard * teacher.units_in_flight,
             "max_num_batched_tokens": max(_BATCHED_TOKENS, teacher.max_model_len),
@@ -68,6 +104,8 @@ class VLLMEngine:
             "disable_log_stats": True,
             "trust_remote_code": False,
         }
+        if self._columns.statistics:
+            arguments["worker_extension_cls"] = f"{CaptureExtension.__module__}.{CaptureExtension.__qualname__}"
         if self._on_cpu:
             arguments["enforce_eager"] = True
             # A prompt that is prefilled in parts makes vLLM rewind the request's random generator, which CPU
@@ -75,11 +113,13 @@ class VLLMEngine:
             arguments["enable_chunked_prefill"] = False
         else:
             arguments["gpu_memory_utilization"] = teacher.gpu_memory_utilization
-        loop = asyncio.get_running_loop()
-        self._engine = await loop.run_in_executor(None, lambda: AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)))
+        return arguments
 
     async def answer(self, request: Request) -> Record:
         """See `TeacherEngine.answer`."""
+        return await self._ask(request, self._parameters(request))
+
+    async def _ask(self, request: Request, parameters: Any) -> Record:
         from vllm.exceptions import VLLMValidationError
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -87,7 +127,7 @@ class VLLMEngine:
         prompt = {"prompt_token_ids": list(request.token_ids)}
         final = None
         try:
-            async for output in self._engine.generate(prompt, self._parameters(request), f"{self._requests}"):
+            async for output in self._engine.generate(prompt, parameters, f"{self._requests}"):
                 final = output
         except VLLMValidationError as error:
             raise ValueError(str(error)) from None
@@ -105,6 +145,21 @@ class VLLMEngine:
             self._engine.shutdown()
             self._engine = None
 
+    async def _install_capture(self) -> None:
+        refusals = await self._engine.collective_rpc("install_capture", args=(asdict(self._columns),))
+        for refusal in filter(None, refusals):
+            raise EngineError(
+                f"{self.version} cannot capture kind '{self._columns.kind}' here: {refusal}",
+                where="capture.kind",
+                fix="use capture.kind: top_k without capture.temperatures, or teacher.engine: huggingface",
+            )
+        # The columns of two requests are read with every check there is; plain log-probabilities would not pass.
+        for seed in (None, 0):
+            request = Request(b"self-check".ljust(16), (1, 2, 3), "the self-check", seed, (False, True, True))
+            parameters = self._parameters(request)
+            parameters.max_tokens = 1
+            await self._ask(request, parameters)
+
     def _parameters(self, request: Request) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -114,15 +169,17 @@ class VLLMEngine:
             "detokenize": False,
             "output_kind": RequestOutputKind.FINAL_ONLY,
         }
+        if self._columns.statistics:
+            common["extra_args"] = {SEED_ARGUMENT: draw_seed(request.key)}
         if request.seed is None:
-            return SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=self._capture.top_k, **common)
+            return SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=self._columns.width, **common)
         sampling = self._teacher.sampling
         return SamplingParams(
             max_tokens=sampling.max_new_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=request.seed,
-            logprobs=self._capture.top_k,
+            logprobs=self._columns.width,
             **common,
         )
 
@@ -135,7 +192,7 @@ class VLLMEngine:
             key=request.key,
             token_ids_N=token_ids,
             supervised_N=np.arange(len(token_ids)) >= len(request.token_ids),
-            rows=rows_of_response(completion.logprobs, completion.token_ids, self._capture.top_k),
+            rows=rows_of_response(completion.logprobs, completion.token_ids, self._columns),
             finish_reason=completion.finish_reason,
             split=request.split,
         )
@@ -146,7 +203,34 @@ class VLLMEngine:
             key=request.key,
             token_ids_N=np.array(request.token_ids, np.int32),
             supervised_N=np.array(request.supervised, bool),
-            rows=rows_of_prompt(output.prompt_logprobs, request.token_ids, request.supervised, self._capture.top_k),
+            rows=rows_of_prompt(output.prompt_logprobs, request.token_ids, request.supervised, self._columns),
             finish_reason="scored",
             split=request.split,
         )
+
+
+def plan_columns(capture: CaptureConfig, vocabulary_size: int, head: int, on_cpu: bool) -> Columns:
+    """The layout to ask vLLM for: with statistics wherever the extension must or can be used at no cost.
+
+    Plain `top_k` on GPUs keeps whatever model runner vLLM prefers, and so has no entropies; not where the model's head
+    is larger than the vocabulary, since its padding rows must not be taken for tokens.
+    """
+    extended = on_cpu or capture.kind != "top_k" or bool(capture.spec_fields()["temperatures"])
+    return Columns.of(capture, vocabulary_size, statistics=extended or head != vocabulary_size)
+
+
+def head_size(folder: Path) -> int:
+    """Rows of a model's head, as its config says; 0 where it does not."""
+    config = json.loads((folder / "config.json").read_text())
+    return int(config.get("vocab_size") or config.get("text_config", {}).get("vocab_size") or 0)
+
+
+def _choose_runner(capture: CaptureConfig) -> None:
+    if os.environ.get(_RUNNER, "0") not in ("0", "false", "False"):
+        raise ConfigError(
+            f"capture.kind '{capture.kind}' needs vLLM's V1 model runner, and {_RUNNER} asks for V2, which can give"
+            " `top_k` without temperatures, for models whose head is as large as the tokenizer's vocabulary",
+            where=_RUNNER,
+            fix=f"unset {_RUNNER}, or capture only that",
+        )
+    os.environ[_RUNNER] = "0"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llmdistill.errors import EngineError
+from llmdistill.teacher.columns import Columns
 from llmdistill.teacher.extract import rows_of_prompt, rows_of_response
 
 
@@ -27,24 +28,25 @@ def flat(positions: list[list[tuple[int, float]]]) -> Flat:
     return result
 
 
+PLAIN = Columns("top_k", vocabulary_size=10, top_k=2, statistics=False)
 TOKEN_6 = [(6, -0.5), (6, -0.5), (5, -1.5)]  # the actual token is among the two most likely
 TOKEN_9 = [(9, -4.0), (5, -0.25), (6, -2.0)]  # rank 57: outside of them
 
 
 def test_prompt_of_three_tokens_has_two_rows_and_row_t_predicts_token_t_plus_1() -> None:
-    rows = rows_of_prompt(flat([[], TOKEN_6, TOKEN_9]), [4, 6, 9], [False, True, True], k=2)
+    rows = rows_of_prompt(flat([[], TOKEN_6, TOKEN_9]), [4, 6, 9], [False, True, True], PLAIN)
     assert rows.ids_RK.tolist() == [[6, 5], [5, 6]]
     assert rows.actual_logprobs_R.tolist() == [-0.5, -4.0]
     assert rows.logprobs_RK.dtype == np.float32
 
 
 def test_only_supervised_rows_are_kept() -> None:
-    rows = rows_of_prompt(flat([[], TOKEN_6, TOKEN_9]), [4, 6, 9], [False, False, True], k=2)
+    rows = rows_of_prompt(flat([[], TOKEN_6, TOKEN_9]), [4, 6, 9], [False, False, True], PLAIN)
     assert rows.ids_RK.tolist() == [[5, 6]]
 
 
 def test_response_has_a_row_per_token() -> None:
-    rows = rows_of_response(flat([TOKEN_6, TOKEN_9]), [6, 9], k=2)
+    rows = rows_of_response(flat([TOKEN_6, TOKEN_9]), [6, 9], PLAIN)
     assert rows.ids_RK.tolist() == [[6, 5], [5, 6]]
     assert rows.logprobs_RK[1].tolist() == [-0.25, -2.0]
 
@@ -61,4 +63,4 @@ def test_response_has_a_row_per_token() -> None:
 )
 def test_impossible_output_is_refused(positions, message: str) -> None:
     with pytest.raises(EngineError, match=message):
-        rows_of_prompt(flat(positions), [4, 6, 9], [False, True, True], k=2)
+        rows_of_prompt(flat(positions), [4, 6, 9], [False, True, True], PLAIN)

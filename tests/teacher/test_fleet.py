@@ -1,88 +1,174 @@
-"""The fleet on a real Ray cluster, with the fake engine and engines that fail on purpose."""
+"""The fleet on a real Ray cluster, with the fake engine and engines that fail on purpose, at chosen requests."""
 
+import asyncio
 import functools
+import json
 import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from llmdistill.cache.index import committed_keys, shard_names
 from llmdistill.cache.reader import CacheReader
+from llmdistill.cluster import ray_cluster
 from llmdistill.config.capture import CaptureConfig
+from llmdistill.config.cluster import ClusterConfig
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.errors import ClusterError, DataError, EngineError
 from llmdistill.teacher.fake_engine import FakeEngine
-from llmdistill.teacher.fleet import FleetReport, run_fleet
+from llmdistill.teacher.fleet import run_fleet
+from llmdistill.teacher.fleet_report import FleetReport
 from llmdistill.types import CaptureSpec, Record, Request
 
 SPEC = CaptureSpec("generate", "top_k", 4, 100, "t", "k", "fake", "float32", {})
 TEACHER = TeacherConfig.model_validate(
-    {"model": "x", "requests_per_shard": 4, "units_in_flight": 2, "sampling": {"max_new_tokens": 6, "temperature": 1.0}}
+    {
+        "model": "x",
+        "replicas": 2,
+        "requests_per_shard": 4,
+        "units_in_flight": 2,
+        "sampling": {"max_new_tokens": 6, "temperature": 1.0},
+    }
 )
-REQUESTS = [Request(n.to_bytes(16, "big"), (n % 90 + 1, 7), f"a:{n}", seed=n, split=n) for n in range(50)]
+REQUESTS = [Request(n.to_bytes(16, "big"), (n % 90 + 1, 7), f"a:{n}", seed=n, split=n) for n in range(40)]
 
 
 class FailingEngine(FakeEngine):
-    """Dies, fails or refuses at chosen requests; `once` is a file that remembers that it happened."""
+    """Fails at chosen requests: `faults` says how, `happened` is a folder that remembers what happened once."""
 
-    def __init__(self, mode: str, once: Path | None) -> None:
+    def __init__(self, faults: dict[int, str], happened: Path | None) -> None:
         super().__init__(TEACHER, CaptureConfig(top_k=4), vocabulary_size=100, end_token_id=2)
-        self._mode, self._once = mode, once
+        self._faults, self._happened = faults, happened
+
+    async def start(self) -> None:
+        if -1 in self._faults:
+            raise RuntimeError("no such model")
 
     async def answer(self, request: Request) -> Record:
-        if request.seed == 17 and not (self._once and self._once.exists()):
-            if self._once:
-                self._once.touch()
-            if self._mode == "die":
-                os._exit(1)
-            if self._mode == "fail":
-                raise EngineError("the engine is dead")
-            if self._mode == "refuse":
-                raise ValueError("too long for this engine")
+        fault, _, always = self._faults.get(request.seed or 0, "").partition(" ")
+        if fault and self._happened and not always:
+            marker = self._happened / str(request.seed)
+            fault = "" if marker.exists() else fault
+            marker.touch()
+        if fault == "die":
+            os._exit(1)
+        elif fault == "err":
+            raise EngineError("the engine is dead")
+        elif fault == "refuse":
+            raise ValueError("too long for this engine")
+        elif fault == "hang":
+            await asyncio.sleep(3600)
+        elif fault == "slow":
+            await asyncio.sleep(1)
+        elif fault == "swap":
+            return await super().answer(REQUESTS[3])
         return await super().answer(request)
 
 
-def make_failing(cores: tuple[int, ...], mode: str, once: Path | None = None) -> FailingEngine:
-    return FailingEngine(mode, once)
+def make_failing(cores: tuple[int, ...], faults: dict[int, str], happened: Path | None) -> FailingEngine:
+    return FailingEngine(faults, happened)
 
 
-def run(
-    cache: Path, mode: str = "none", once: Path | None = None, teacher: TeacherConfig = TEACHER, **options
-) -> FleetReport:
-    factory = functools.partial(make_failing, mode=mode, once=once)
-    return run_fleet(REQUESTS, factory, teacher, cache, SPEC, lambda report: None, **options)
+def run(cache: Path, faults: dict[int, str] | None = None, teacher: TeacherConfig = TEACHER, **options) -> FleetReport:
+    happened = cache.with_name(f"{cache.name}-happened")
+    happened.mkdir(exist_ok=True)
+    factory = functools.partial(make_failing, faults=faults or {}, happened=happened)
+    return run_fleet(options.pop("requests", REQUESTS), factory, teacher, cache, SPEC, lambda report: None, **options)
 
 
 def contents(cache: Path) -> dict[bytes, list[int]]:
     reader = CacheReader(cache)
-    return {reader.keys[n]: reader.read(n).token_ids_N.tolist() for n in range(len(reader))}
+    found = [(reader.keys[n], reader.read(n).token_ids_N.tolist()) for n in range(len(reader))]
+    assert len(dict(found)) == len(found), "no record twice"
+    return dict(found)
 
 
-def test_every_request_has_its_record_once_through_deaths_and_failures(ray: None, tmp_path: Path) -> None:
-    calm = run(tmp_path / "calm")
-    assert (calm.records, calm.restarts, calm.rejected) == (50, 0, [])
-    assert calm.rows == int(CacheReader(tmp_path / "calm").row_counts.sum())
-    for mode in ("die", "fail"):
-        report = run(tmp_path / mode, mode, tmp_path / f"{mode}-happened")
-        assert report.restarts == 1
-        assert contents(tmp_path / mode) == contents(tmp_path / "calm")
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with ray_cluster(ClusterConfig()):
+        yield
 
-    packed = run(tmp_path / "packed", compression="zstd")
-    assert packed.bytes != calm.bytes
-    assert contents(tmp_path / "packed") == contents(tmp_path / "calm")
 
-    refused = run(tmp_path / "refuse", "refuse")
-    assert [row.source for row in refused.rejected] == ["a:17"]
-    assert committed_keys(tmp_path / "refuse", SPEC) == {r.key for r in REQUESTS if r.seed != 17}
+@pytest.fixture(scope="module")
+def calm(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cache = tmp_path_factory.mktemp("fleet") / "calm"
+    report = run(cache)
+    assert (report.records, report.restarts, report.rejected) == (40, 0, [])
+    assert report.rows == int(CacheReader(cache).row_counts.sum())
+    assert sum(report.tokens_of_replica.values()) == report.tokens
+    return cache
 
-    with pytest.raises(EngineError, match="failed 4 times; the last one"):
-        run(tmp_path / "hopeless", "fail")
-    assert shard_names(tmp_path / "hopeless"), "what was finished before stays"
 
+def test_deaths_hangs_and_guilty_requests_cost_no_other_record(calm: Path, tmp_path: Path) -> None:
+    faults = {3: "die", 21: "err", 30: "refuse always", 33: "hang", 8: "err always"}
+    teacher = TEACHER.model_copy(update={"unit_timeout_s": 4})
+    report = run(tmp_path / "hard", faults, teacher, compression="zstd")
+    assert report.restarts >= 6
+    reasons = {row.source: row.reason for row in report.rejected}
+    assert reasons == {
+        "a:30": "the engine refuses it: too long for this engine",
+        "a:8": "quarantined, the engine dies of it: the engine is dead",
+    }
+    expected = contents(calm)
+    for guilty in (8, 30):
+        del expected[REQUESTS[guilty].key]
+    assert contents(tmp_path / "hard") == expected
+
+    missing = [request for request in REQUESTS if request.key not in committed_keys(tmp_path / "hard", SPEC)]
+    again = run(tmp_path / "hard", faults, requests=missing, total=40)
+    assert (again.records, again.restarts, len(again.rejected)) == (0, 0, 2), "the guilty one is not asked again"
+    (line,) = (tmp_path / "hard" / "passed_over.jsonl").read_text().splitlines()
+    assert json.loads(line)["source"] == "a:8"
+
+
+def test_an_answer_to_another_prompt_is_not_committed(calm: Path, tmp_path: Path) -> None:
+    report = run(tmp_path / "swapped", {12: "swap"})
+    assert report.restarts == 1
+    assert contents(tmp_path / "swapped") == contents(calm)
+
+
+def test_a_job_that_cannot_go_on_ends_and_keeps_what_is_finished(cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"more than teacher\.max_rejected_share allows") as caught:
+        run(tmp_path / "refused", dict.fromkeys(range(20, 40), "refuse always"))
+    assert "too long for this engine" in str(caught.value)
+    assert shard_names(tmp_path / "refused")
+
+    one = TEACHER.model_copy(update={"replicas": 1})
+    lone = one.model_copy(update={"requests_per_shard": 1})
+    with pytest.raises(EngineError, match="engines died one after the other"):
+        run(tmp_path / "hopeless", dict.fromkeys(range(1, 40), "err always"), lone)
+    with pytest.raises(
+        EngineError, match=r"3 engines in a row did not start; the last one: RuntimeError: no such model"
+    ):
+        run(tmp_path / "absent", {-1: "never"}, one)
     with pytest.raises(ClusterError, match=r"needs 64 CPU, the cluster has \d+"):
         run(tmp_path / "greedy", teacher=TEACHER.model_copy(update={"replicas": 64}))
-
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where the cache should be")
     with pytest.raises(DataError, match="cannot write"):
         run(blocked)
+
+
+def test_sigterm_finishes_what_is_in_flight_and_the_next_call_does_the_rest(calm: Path, tmp_path: Path) -> None:
+    faults = dict.fromkeys(range(1, 40), "slow always")
+    teacher = TEACHER.model_copy(update={"replicas": 1})
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminate() -> None:
+        while not shard_names(tmp_path / "drained"):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=terminate).start()
+    with pytest.raises(EngineError, match=r"stopped by SIGTERM after \d+ records") as caught:
+        run(tmp_path / "drained", faults, teacher)
+    assert "run the same command again" in str(caught.value)
+    assert signal.getsignal(signal.SIGTERM) is before
+    done = committed_keys(tmp_path / "drained", SPEC)
+    assert 0 < len(done) < 40 and len(done) % 4 == 0, "whole units"
+    run(tmp_path / "drained", requests=[request for request in REQUESTS if request.key not in done])
+    assert contents(tmp_path / "drained") == contents(calm)

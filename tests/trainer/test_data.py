@@ -1,13 +1,22 @@
+import asyncio
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from llmdistill.cache.index import shard_folder, write_index
 from llmdistill.cache.order import plan_steps
 from llmdistill.cache.reader import CacheReader
+from llmdistill.cache.shard import write_shard
+from llmdistill.config.capture import CaptureConfig
+from llmdistill.config.teacher import TeacherConfig
+from llmdistill.objectives.targets import WeightedTargets
+from llmdistill.teacher.fake_engine import FakeEngine
 from llmdistill.trainer.data import collate, read_ahead
-from tests.helpers import make_cache
+from llmdistill.types import Request
+from tests.helpers import SPEC, make_cache
 
 
 def test_collated_rows_sit_one_slot_before_their_token(tmp_path: Path) -> None:
@@ -59,3 +68,20 @@ def test_resuming_at_a_step_gives_the_rest(tmp_path: Path) -> None:
     assert [step.number for step in rest] == [step.number for step in whole[5:]]
     for one, other in zip(rest, whole[5:], strict=True):
         assert torch.equal(one.micro_batches[0].token_ids_BT, other.micro_batches[0].token_ids_BT)
+
+
+@pytest.mark.parametrize("kind", ["sampled", "head_tail"])
+def test_drawn_entries_become_weights_that_sum_to_one(tmp_path: Path, kind: str) -> None:
+    config = CaptureConfig(kind=kind)
+    engine = FakeEngine(TeacherConfig(model="x"), config, 1000, 2)
+    supervised = (False, *[True] * 9)
+    requests = [Request(n.to_bytes(16, "big"), tuple(range(n, n + 10)), "a", supervised=supervised) for n in range(3)]
+    records = [asyncio.run(engine.answer(request)) for request in requests]
+    spec = dataclasses.replace(SPEC, **config.spec_fields())
+    write_shard(shard_folder(tmp_path), records, spec, "fake-1")
+    write_index(tmp_path)
+    targets = collate(CacheReader(tmp_path), [(0, 1, 2)], 30).targets(1000)
+    assert isinstance(targets, WeightedTargets)
+    torch.testing.assert_close(targets.weights_RK.sum(1), torch.ones(27))
+    assert targets.entropy_R is not None and targets.entropy_R.isfinite().all()
+    assert (targets.head_counts_R is None) == (kind == "sampled")

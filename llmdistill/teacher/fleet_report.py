@@ -1,0 +1,67 @@
+"""What a fleet has done so far, for progress lines, the ledger of rejected rows and the tests."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from llmdistill.prompts.corpus import RejectedRow
+from llmdistill.teacher.passed_over import PassedOver
+from llmdistill.teacher.replica import UnitResult
+from llmdistill.types import Request
+
+
+@dataclass
+class FleetReport:
+    """What a job did."""
+
+    records: int = 0
+    tokens: int = 0
+    rows: int = 0
+    bytes: int = 0
+    restarts: int = 0
+    """Engines or replicas that died or hung and were replaced."""
+    lost: int = 0
+    """Replicas that went with their nodes."""
+    seconds: float = 0.0
+    """From the first replica being ready to the last record."""
+    rejected: list[RejectedRow] = field(default_factory=list)
+    """Requests that the engine refuses or dies of."""
+    filtered: list[RejectedRow] = field(default_factory=list)
+    """Responses that the filters dropped."""
+    passed_over: list[PassedOver] = field(default_factory=list)
+    """What later calls must not ask again."""
+    tokens_of_replica: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
+
+    def add(self, replica: int, result: UnitResult, filters: str) -> None:
+        """Count a finished unit; `filters` is the fingerprint of the filters."""
+        self.records += result.records
+        self.tokens += result.tokens
+        self.rows += result.rows
+        self.bytes += result.bytes
+        self.rejected.extend(result.rejected)
+        self.filtered.extend(row for _, row in result.filtered)
+        self.passed_over.extend(PassedOver(key, row, filters) for key, row in result.filtered)
+        self.tokens_of_replica[replica] += result.tokens
+
+    def quarantine(self, request: Request, reason: str) -> None:
+        """Give a request up."""
+        row = RejectedRow(request.source, f"quarantined, the engine dies of it: {reason}")
+        self.rejected.append(row)
+        self.passed_over.append(PassedOver(request.key, row))
+
+    def note(self) -> str:
+        """Figures for the progress line."""
+        if not self.seconds:
+            return "loading the teacher"
+        rates = [f"{tokens / self.seconds:.0f}" for _, tokens in sorted(self.tokens_of_replica.items())]
+        parts = [f"{self.rows} rows", f"{self.tokens / self.seconds:.0f} tokens/s"]
+        if len(rates) > 1:
+            parts[-1] += f" ({' + '.join(rates) if len(rates) <= 8 else f'{len(rates)} replicas'})"
+        counts = (
+            ("restarts", self.restarts),
+            ("replicas lost", self.lost),
+            ("rejected", len(self.rejected)),
+            ("filtered", len(self.filtered)),
+        )
+        return "  ".join([*parts, *(f"{count} {name}" for name, count in counts if count)])
