@@ -54,6 +54,8 @@ def _type(annotation: Any) -> str:
         return " or ".join(f"`{value}`" for value in typing.get_args(annotation))
     if typing.get_origin(annotation) is typing.Annotated:
         return _type(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) is dict:
+        return "mapping"
     if arguments := [argument for argument in typing.get_args(annotation) if argument is not type(None)]:
         return " or ".join(_type(argument) for argument in arguments)
     return re.sub(r"^str$", "text", getattr(annotation, "__name__", str(annotation)))
@@ -62,7 +64,8 @@ def _type(annotation: Any) -> str:
 def _default(field: FieldInfo, is_section: bool) -> str:
     if field.is_required():
         return "required"
-    return "" if is_section else f"`{'null' if field.default is None else field.default}`"
+    default = field.get_default(call_default_factory=True)
+    return "" if is_section else f"`{'null' if default is None else default}`"
 
 
 if __name__ == "__main__":

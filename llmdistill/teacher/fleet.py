@@ -16,7 +16,7 @@ from llmdistill.cache.shard import Compression
 from llmdistill.cluster import require_resources
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.errors import EngineError, LLMDistillError
-from llmdistill.prompts.corpus import RejectedRow
+from llmdistill.prompts.rejects import RejectedRow
 from llmdistill.teacher.replica import EngineFactory, Replica, UnitResult
 from llmdistill.types import CaptureSpec, Request
 

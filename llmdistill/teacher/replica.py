@@ -11,7 +11,7 @@ from pathlib import Path
 from llmdistill.cache.index import shard_folder
 from llmdistill.cache.shard import Compression, write_shard
 from llmdistill.errors import EngineError
-from llmdistill.prompts.corpus import RejectedRow
+from llmdistill.prompts.rejects import RejectedRow
 from llmdistill.teacher.engine import TeacherEngine
 from llmdistill.types import CaptureSpec, Record, Request
 
