@@ -72,9 +72,9 @@ class SourceConfig(Section):
     def _one_place(self) -> Self:
         if (self.path is None) == (self.hub is None):
             raise ValueError("give exactly one of path and hub")
-        if self.hub is None and self.model_fields_set & {"name", "split", "revision"}:
+        if self.hub is None and (self.name, self.split, self.revision) != (None, "train", None):
             raise ValueError("name, split and revision belong to hub")
-        if self.hub is not None and self.model_fields_set & {"format", "sample_by"}:
+        if self.hub is not None and (self.format, self.sample_by) != (None, "line"):
             raise ValueError("format and sample_by belong to path")
         return self
 

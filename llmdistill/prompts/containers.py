@@ -26,7 +26,7 @@ def read_jsonl(stream: io.BufferedReader) -> Iterator[NumberedRow]:
     """One JSON value a line."""
     for number, line in _lines(stream):
         if line.strip():
-            yield number, _parse(line)
+            yield number, _parse(line.rstrip(b"\r\n"))
 
 
 def read_json(stream: io.BufferedReader) -> Iterator[NumberedRow]:
@@ -86,7 +86,6 @@ def read_parquet(stream: io.BufferedReader) -> Iterator[NumberedRow]:
     Raises:
         DataError: not a Parquet file, or a damaged one.
     """
-    import pyarrow
     import pyarrow.parquet
 
     with tempfile.TemporaryFile() as spooled:
@@ -100,8 +99,10 @@ def read_parquet(stream: io.BufferedReader) -> Iterator[NumberedRow]:
                 for index in range(batch.num_rows):
                     number += 1
                     yield number, _parquet_row(batch, index)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"not a whole Parquet file: {str(error).strip().splitlines()[0]}") from None
+        # Damaged metadata makes pyarrow raise its own errors and Python's (of text, numbers, memory).
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise DataError(f"not a whole Parquet file: {reason or type(error).__name__}") from error
 
 
 def read_text(stream: io.BufferedReader, sample_by: str) -> Iterator[NumberedRow]:

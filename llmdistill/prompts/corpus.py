@@ -12,6 +12,7 @@ from typing import Any
 
 from llmdistill.config.prompts import PromptsConfig, SourceConfig
 from llmdistill.errors import DataError
+from llmdistill.prompts.dialogue import decoded
 from llmdistill.prompts.files import find_files
 from llmdistill.prompts.hub import hub_name, read_hub
 from llmdistill.prompts.mixing import mixed, shuffled
@@ -126,7 +127,7 @@ class _ColumnsSeen:
 
 def _has(value: Any, path: str) -> bool:
     if not isinstance(value, dict):
-        return isinstance(value, list) and any(_has(item, path) for item in value)
+        return isinstance(items := decoded(value), list) and any(_has(item, path) for item in items)
     head, _, rest = path.partition(".")
     return path in value or (bool(rest) and _has(value.get(head), rest))
 

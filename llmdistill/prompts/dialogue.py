@@ -129,9 +129,7 @@ def _joined(parts: list[Any]) -> str:
 
 def _tool_calls(role: str, calls: Any) -> list[Any]:
     if role != "assistant" or not isinstance(calls, list):
-        raise BadRowError(
-            f"tool calls: a list in an assistant message is expected, found {shortened(calls)} from '{role}'"
-        )
+        raise BadRowError(f"tool calls: only an assistant has a list of them, found {shortened(calls)} from '{role}'")
     normalised = []
     for call in calls:
         function = call.get("function", call) if isinstance(call, dict) else None

@@ -155,6 +155,7 @@ def _find_remote(address: str) -> tuple[list[tuple[str, str]], bool, Any]:
     scheme = address.partition("://")[0]
     try:
         system, path = fsspec.core.url_to_fs(address)
+        system.invalidate_cache()
         if glob.has_magic(path) and not system.exists(path):
             is_folder, paths = False, sorted(system.glob(path))
         elif system.isdir(path):

@@ -68,9 +68,9 @@ def expanded(value: Any, columns: Mapping[Any, str], source: str) -> list[tuple[
             row[name] = value[path]
         elif field and isinstance(value.get(head), dict):
             row[name] = value[head].get(field)
-        elif field and isinstance(value.get(head), list):
+        elif field and isinstance(items := decoded(value.get(head)), list):
             in_list[name] = field
-            lists[head] = value[head]
+            lists[head] = items
     if not any(name in row or name in in_list for name in FORMATS):
         found = ", ".join(map(str, value)) or "none"
         accepted = "; ".join(FORMATS.values())
@@ -83,9 +83,7 @@ def expanded(value: Any, columns: Mapping[Any, str], source: str) -> list[tuple[
         raise BadRowError(f"columns: they lead into two lists, {' and '.join(lists)}")
     ((head, items),) = lists.items()
     if not items or not all(isinstance(item, dict) for item in items):
-        raise BadRowError(
-            f"empty or no objects: '{head}' must be a non-empty list of objects, found {shortened(items)}"
-        )
+        raise BadRowError(f"empty or no objects: '{head}' must be a list of objects, found {shortened(items)}")
     rows = [row | {name: item.get(field) for name, field in in_list.items()} for item in items]
     if len(rows) == 1:
         return [(source, rows[0])]
