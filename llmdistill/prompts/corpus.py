@@ -2,12 +2,13 @@
 
     files or hub → containers (rows) → shapes (conversations) → shuffle → limit → mixture
 
-All of it streams. What rows become for a teacher (template, lengths, duplicates) is in `render.py`.
+All of it streams. What rows become for a teacher (template, lengths, duplicates) is in `requests.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 from llmdistill.config.prompts import PromptsConfig, SourceConfig
@@ -28,17 +29,20 @@ def read_prompts(prompts: PromptsConfig) -> Iterator[PromptRow | RejectedRow]:
     """
     strict = prompts.on_bad_row == "error"
     rejected: list[RejectedRow] = []
+    columns = [_ColumnsSeen(source) for source in prompts.sources]
     readers = []
-    for source in prompts.sources:
-        rows = _usable(read_source(source, strict), rejected)
+    for source, seen in zip(prompts.sources, columns, strict=True):
+        rows = _usable(_read(source, strict, seen), rejected)
         if prompts.shuffle is not None:
             rows = shuffled(rows, prompts.shuffle.seed, prompts.shuffle.buffer_size)
-        readers.append(_limited(rows, source.limit))
+        readers.append(itertools.islice(rows, source.limit))
     weights = [source.weight for source in prompts.sources if source.weight is not None]
-    for row in mixed(readers, weights) if weights else _one_after_another(readers):
+    for row in mixed(readers, weights) if weights else itertools.chain.from_iterable(readers):
         yield from _drained(rejected)
         yield row
     yield from _drained(rejected)
+    for seen in columns:
+        seen.require_all()
 
 
 def read_source(source: SourceConfig, strict: bool) -> Iterator[PromptRow | RejectedRow]:
@@ -49,10 +53,21 @@ def read_source(source: SourceConfig, strict: bool) -> Iterator[PromptRow | Reje
         strict: whether a bad row is an error.
 
     Raises:
-        DataError: it cannot be read, or holds rows and none that is usable; a bad row, with `strict`.
+        DataError: it cannot be read, or holds no usable row; a bad row, with `strict`.
     """
+    yield from _read(source, strict, _ColumnsSeen(source))
+
+
+def source_name(source: SourceConfig) -> str:
+    """A source in messages."""
+    return source.path or hub_name(source)
+
+
+_STRICT_FIX = "correct the row, or list such rows and go on with prompts.on_bad_row: reject"
+
+
+def _read(source: SourceConfig, strict: bool, columns: _ColumnsSeen) -> Iterator[PromptRow | RejectedRow]:
     usable, first_bad = 0, None
-    columns = _ColumnsSeen(source)
     for row in _rows(source, columns):
         if isinstance(row, RejectedRow):
             if strict:
@@ -65,14 +80,6 @@ def read_source(source: SourceConfig, strict: bool) -> Iterator[PromptRow | Reje
     if not usable:
         reason = f"no row can be used; the first: {first_bad}" if first_bad else "there are no rows"
         raise DataError(reason, where=source_name(source))
-
-
-def source_name(source: SourceConfig) -> str:
-    """A source in messages."""
-    return source.path or hub_name(source)
-
-
-_STRICT_FIX = "correct the row, or list such rows and go on with prompts.on_bad_row: reject"
 
 
 def _values(source: SourceConfig) -> Iterator[tuple[str, Any]]:
@@ -138,19 +145,6 @@ def _usable(rows: Iterator[PromptRow | RejectedRow], rejected: list[RejectedRow]
             rejected.append(row)
         else:
             yield row
-
-
-def _limited(rows: Iterator[PromptRow], limit: int | None) -> Iterator[PromptRow]:
-    # islice would do, but for the row after the last, which it never asks for and which may be the source's last check.
-    for number, row in enumerate(rows):
-        if number == limit:
-            return
-        yield row
-
-
-def _one_after_another(readers: Sequence[Iterator[PromptRow]]) -> Iterator[PromptRow]:
-    for reader in readers:
-        yield from reader
 
 
 def _drained(rejected: list[RejectedRow]) -> Iterator[RejectedRow]:

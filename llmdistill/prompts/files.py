@@ -98,7 +98,7 @@ def find_files(source: SourceConfig) -> list[CorpusFile]:
     if "://" in source.path or "::" in source.path:
         files, is_folder, system = _find_remote(source.path)
     else:
-        files, is_folder = _find_local(source.path)
+        files, is_folder = _find_local(os.path.expanduser(source.path))
         system = None
     found = []
     for name, path in files:

@@ -54,7 +54,9 @@ class ChatTemplate:
         """
         text = self._rendered(messages, tools, generation_prompt)
         if messages[0]["role"] == "system" and messages[0]["content"].strip() not in text:
-            raise BadRowError("chat template: it leaves the system message out")
+            other = [{**messages[0], "content": "Another system message"}, *messages[1:]]
+            if self._rendered(other, tools, generation_prompt) == text:
+                raise BadRowError("chat template: it leaves the system message out")
         if tools and self._rendered(messages, (), generation_prompt) == text:
             raise BadRowError("chat template: it leaves the tools out")
         if any("tool_calls" in message for message in messages):

@@ -104,6 +104,8 @@ def test_a_column_that_no_row_has_is_an_error(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "b", "extra": 1}])
     with pytest.raises(DataError, match="no row has the column sytem; columns found: text, extra"):
         read(file, columns={"system": "sytem"})
+    with pytest.raises(DataError, match="no row has the column sytem"):
+        read(file, columns={"system": "sytem"}, limit=1)
 
 
 def test_columns_may_be_null_in_one_file_and_text_in_the_next(tmp_path: Path) -> None:
