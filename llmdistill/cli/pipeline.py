@@ -86,9 +86,11 @@ def fingerprint(config: RunConfig, stage: Stage, before: str) -> str:
     values: dict[str, Any] = config.model_dump(mode="json")
     digest.update(json.dumps({name: values[name] for name in stage.sections}, sort_keys=True).encode())
     if stage.name == "generate":
-        for source in config.prompts.sources:
-            path = Path(source.path)
-            digest.update(path.read_bytes() if path.is_file() else b"")
+        from llmdistill.prompts.files import fingerprint as files_fingerprint
+
+        evaluation = config.prompts.decontamination.sources if config.prompts.decontamination else ()
+        for source in (*config.prompts.sources, *evaluation):
+            digest.update(files_fingerprint(source).encode())
     return digest.hexdigest()
 
 

@@ -50,8 +50,10 @@ BASELINE = "sft"
 
 def generate(run: Run) -> None:
     """Fill the cache: one record for every prompt (and sample) of the corpus."""
-    from llmdistill.prompts.corpus import read_prompts, write_rejected
-    from llmdistill.prompts.render import load_tokenizer, make_requests
+    from llmdistill.prompts.corpus import read_prompts
+    from llmdistill.prompts.rejects import counts_by_kind, write_rejected
+    from llmdistill.prompts.render import load_tokenizer
+    from llmdistill.prompts.requests import make_requests
     from llmdistill.teacher.engines import make_engine
     from llmdistill.teacher.filters import ResponseFilter
     from llmdistill.teacher.fleet import run_fleet
@@ -60,8 +62,8 @@ def generate(run: Run) -> None:
     config = run.config
     tokenizer = load_tokenizer(run.teacher_folder)
     spec = capture_spec(run, tokenizer)
-    paths = [source.path for source in config.prompts.sources]
-    requests, rejected = make_requests(read_prompts(paths), tokenizer, config.prompts, config.teacher, spec)
+    corpus = make_requests(read_prompts(config.prompts), tokenizer, config.prompts, config.teacher, spec)
+    requests, rejected = corpus.requests, corpus.rejected
     write_rejected(run.folder.rejected, rejected)
     done = committed_keys(run.folder.cache, spec)
     pending = [request for request in requests if request.key not in done]
@@ -96,8 +98,11 @@ def generate(run: Run) -> None:
                 rejected = rejected + report.rejected + report.filtered
                 write_rejected(run.folder.rejected, rejected)
     write_index(run.folder.cache)
+    for change, count in corpus.changes.most_common():
+        say(f"generate: {count} rows: {change}")
     if rejected:
-        say(f"generate: {len(rejected)} rows were not used, see {run.folder.rejected}")
+        counts = counts_by_kind(row.reason for row in rejected)
+        say(f"generate: {len(rejected)} rows were not used ({counts}), see {run.folder.rejected}")
 
 
 def capture_spec(run: Run, tokenizer: Any) -> Any:

@@ -1,95 +1,152 @@
-"""Reading prompt files: every line becomes a `PromptRow` or a `RejectedRow`, none is lost."""
+"""From sources to conversations and texts: every row becomes a `PromptRow` or a `RejectedRow`, none is lost.
+
+    files or hub → containers (rows) → shapes (conversations) → shuffle → limit → mixture
+
+All of it streams. What rows become for a teacher (template, lengths, duplicates) is in `requests.py`.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
+from llmdistill.config.prompts import PromptsConfig, SourceConfig
 from llmdistill.errors import DataError
-
-ROLES = ("system", "user", "assistant")
-
-
-@dataclass(frozen=True)
-class PromptRow:
-    """One conversation or one text, exactly one of the two."""
-
-    source: str
-    """`file:line`."""
-    messages: tuple[dict[str, str], ...] | None = None
-    text: str | None = None
+from llmdistill.prompts.dialogue import decoded
+from llmdistill.prompts.files import find_files
+from llmdistill.prompts.hub import hub_name, read_hub
+from llmdistill.prompts.mixing import mixed, shuffled
+from llmdistill.prompts.rejects import BadRowError, RejectedRow
+from llmdistill.prompts.shapes import PromptRow, conversation, expanded
 
 
-@dataclass(frozen=True)
-class RejectedRow:
-    """A row that was not used, and why."""
-
-    source: str
-    reason: str
-
-
-def read_prompts(paths: Sequence[str]) -> Iterator[PromptRow | RejectedRow]:
-    """Read JSONL files, in order.
+def read_prompts(prompts: PromptsConfig) -> Iterator[PromptRow | RejectedRow]:
+    """The rows of all sources, in the order that the configuration asks for.
 
     Raises:
-        DataError: a file cannot be opened, or is not UTF-8.
-
+        DataError: a source cannot be read or holds no usable row; a row is bad and `on_bad_row` is `error`.
     """
-    for path in paths:
+    strict = prompts.on_bad_row == "error"
+    rejected: list[RejectedRow] = []
+    columns = [_ColumnsSeen(source) for source in prompts.sources]
+    readers = []
+    for source, seen in zip(prompts.sources, columns, strict=True):
+        rows = _usable(_read(source, strict, seen), rejected)
+        if prompts.shuffle is not None:
+            rows = shuffled(rows, prompts.shuffle.seed, prompts.shuffle.buffer_size)
+        readers.append(itertools.islice(rows, source.limit))
+    weights = [source.weight for source in prompts.sources if source.weight is not None]
+    for row in mixed(readers, weights) if weights else itertools.chain.from_iterable(readers):
+        yield from _drained(rejected)
+        yield row
+    yield from _drained(rejected)
+    for seen in columns:
+        seen.require_all()
+
+
+def read_source(source: SourceConfig, strict: bool) -> Iterator[PromptRow | RejectedRow]:
+    """The rows of one source, in order.
+
+    Args:
+        source: where they are.
+        strict: whether a bad row is an error.
+
+    Raises:
+        DataError: it cannot be read, or holds no usable row; a bad row, with `strict`.
+    """
+    yield from _read(source, strict, _ColumnsSeen(source))
+
+
+def source_name(source: SourceConfig) -> str:
+    """A source in messages."""
+    return source.path or hub_name(source)
+
+
+_STRICT_FIX = "correct the row, or list such rows and go on with prompts.on_bad_row: reject"
+
+
+def _read(source: SourceConfig, strict: bool, columns: _ColumnsSeen) -> Iterator[PromptRow | RejectedRow]:
+    usable, first_bad = 0, None
+    for row in _rows(source, columns):
+        if isinstance(row, RejectedRow):
+            if strict:
+                raise DataError(row.reason, where=row.source, fix=_STRICT_FIX)
+            first_bad = first_bad or f"{row.source}: {row.reason}"
+        else:
+            usable += 1
+        yield row
+    columns.require_all()
+    if not usable:
+        reason = f"no row can be used; the first: {first_bad}" if first_bad else "there are no rows"
+        raise DataError(reason, where=source_name(source))
+
+
+def _values(source: SourceConfig) -> Iterator[tuple[str, Any]]:
+    if source.hub is not None:
+        for number, value in read_hub(source):
+            yield f"{hub_name(source)}:{number}", value
+        return
+    for file in find_files(source):
+        for number, value in file.rows(source.sample_by):
+            yield f"{file.name}:{number}", value
+
+
+def _rows(source: SourceConfig, columns: _ColumnsSeen) -> Iterator[PromptRow | RejectedRow]:
+    for where, value in _values(source):
         try:
-            # utf-8-sig: a byte order mark at the start of a file is not text.
-            with open(path, encoding="utf-8-sig") as lines:
-                for number, line in enumerate(lines, start=1):
-                    if line.strip():
-                        yield _parse(line, f"{path}:{number}")
-        except OSError as error:
-            raise DataError(f"cannot read the prompts: {error.strerror}", where=path) from None
-        except UnicodeDecodeError as error:
-            raise DataError(f"not a UTF-8 file: {error.reason}", where=path) from None
+            if isinstance(value, BadRowError):
+                raise value
+            columns.see(value)
+            items = expanded(value, source.columns, where)
+        except BadRowError as error:
+            yield RejectedRow(where, str(error))
+            continue
+        for item_where, item in items:
+            try:
+                yield conversation(item, source.columns, item_where)
+            except BadRowError as error:
+                yield RejectedRow(item_where, str(error))
+            except RecursionError:
+                yield RejectedRow(item_where, "not readable: nested too deep")
 
 
-def write_rejected(path: Path, rows: Sequence[RejectedRow]) -> None:
-    """Write the rows that were not used, one JSON object a line; the file is made anew."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+class _ColumnsSeen:
+    """A column that `columns` names and no row has is a misspelling, not a column of nulls."""
+
+    def __init__(self, source: SourceConfig) -> None:
+        self._source = source
+        self._missing = set(source.columns.values())
+        self._found: dict[str, None] = {}
+
+    def see(self, value: Any) -> None:
+        if self._missing and isinstance(value, dict):
+            self._found.update(dict.fromkeys(value))
+            self._missing = {path for path in self._missing if not _has(value, path)}
+
+    def require_all(self) -> None:
+        if self._missing and self._found:
+            raise DataError(
+                f"no row has the column {', '.join(sorted(self._missing))}; columns found: {', '.join(self._found)}",
+                where=f"columns of {source_name(self._source)}",
+            )
 
 
-def _parse(line: str, source: str) -> PromptRow | RejectedRow:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        return RejectedRow(source, f"not JSON: {error.msg} at column {error.colno}")
-    if not isinstance(row, dict):
-        return RejectedRow(source, "not a JSON object")
-    if "messages" in row:
-        fault = _fault_in_messages(row["messages"])
-        if fault:
-            return RejectedRow(source, fault)
-        return PromptRow(source, messages=tuple({"role": m["role"], "content": m["content"]} for m in row["messages"]))
-    if "text" in row:
-        if not isinstance(row["text"], str) or not row["text"].strip():
-            return RejectedRow(source, f"'text' must be a non-empty string, found {_short(row['text'])}")
-        return PromptRow(source, text=row["text"])
-    return RejectedRow(source, f"no 'messages' and no 'text'; columns found: {', '.join(map(str, row)) or 'none'}")
+def _has(value: Any, path: str) -> bool:
+    if not isinstance(value, dict):
+        return isinstance(items := decoded(value), list) and any(_has(item, path) for item in items)
+    head, _, rest = path.partition(".")
+    return path in value or (bool(rest) and _has(value.get(head), rest))
 
 
-def _fault_in_messages(messages: Any) -> str | None:
-    if not isinstance(messages, list) or not messages:
-        return f"'messages' must be a non-empty list, found {_short(messages)}"
-    for message in messages:
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            role = message.get("role") if isinstance(message, dict) else message
-            return f"unknown role {_short(role)}; known: {', '.join(ROLES)}"
-        if not isinstance(message.get("content"), str) or not message["content"].strip():
-            return f"the content of a '{message['role']}' message must be a non-empty string"
-    if messages[-1]["role"] == "system":
-        return "the last message is a system message"
-    return None
+def _usable(rows: Iterator[PromptRow | RejectedRow], rejected: list[RejectedRow]) -> Iterator[PromptRow]:
+    for row in rows:
+        if isinstance(row, RejectedRow):
+            rejected.append(row)
+        else:
+            yield row
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:37] + "..."
+def _drained(rejected: list[RejectedRow]) -> Iterator[RejectedRow]:
+    yield from rejected
+    rejected.clear()

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmdistill.config.prompts import PromptsConfig
-from llmdistill.config.teacher import TeacherConfig
 from llmdistill.errors import DataError
-from llmdistill.prompts.corpus import PromptRow, RejectedRow
-from llmdistill.prompts.keys import record_key, sampling_seed, spec_fingerprint, split_hash
-from llmdistill.types import CaptureSpec, Request
+from llmdistill.prompts.control_tokens import ESCAPED, ControlTokens
+from llmdistill.prompts.rejects import BadRowError
+from llmdistill.prompts.shapes import PromptRow
+from llmdistill.prompts.template import ChatTemplate, Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+UNUSED_ANSWER = "answers not used"
+
 
 @dataclass(frozen=True)
 class Rendered:
-    """The token ids of one row."""
+    """The token ids of one record."""
 
-    token_ids: list[int]
-    prompt_length: int
-    """Tokens that come before the first supervised one; all of them, in `generate` mode."""
+    token_ids: tuple[int, ...]
+    supervised: tuple[bool, ...] | None = None
+    """`score` mode: a flag per token; the first is False, one at least is True."""
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens that come before the first supervised one; all of them, in `generate` mode."""
+        return len(self.token_ids) if self.supervised is None else self.supervised.index(True)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -45,104 +53,98 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def make_requests(
-    rows: Iterable[PromptRow | RejectedRow],
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: PromptsConfig,
-    teacher: TeacherConfig,
-    spec: CaptureSpec,
-) -> tuple[list[Request], list[RejectedRow]]:
-    """Token ids and keys of all rows, in order.
+class Renderer:
+    """Rows to token ids, for one tokenizer and one configuration.
 
-    Returns:
-        the requests, and the rows that make none: unreadable, too long, or equal to an earlier one.
+    Args:
+        tokenizer: the teacher's.
+        prompts: the configuration.
 
     Raises:
-        DataError: no row makes a request.
-
+        ConfigError: the chat template does not know one of `template_arguments`.
     """
-    common = spec_fingerprint(spec)
-    requests: dict[bytes, Request] = {}
-    rejected = []
-    for row in rows:
-        try:
-            if isinstance(row, RejectedRow):
-                raise ValueError(row.reason)
-            rendered = _render(row, tokenizer, prompts.mode)
-            for request in _requests_of(rendered, row.source, prompts, teacher, common):
-                earlier = requests.setdefault(request.key, request)
-                if earlier is not request:
-                    raise ValueError(f"the same prompt as {earlier.source}")
-        except ValueError as error:
-            rejected.append(RejectedRow(row.source, str(error)))
-    if not requests:
-        example = f"; the first: {rejected[0].source}: {rejected[0].reason}" if rejected else ""
-        raise DataError(f"none of the {len(rejected)} rows of the prompt files can be used{example}")
-    return list(requests.values()), rejected
 
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompts: PromptsConfig) -> None:
+        self._tokenizer = tokenizer
+        self._generate = prompts.mode == "generate"
+        self._supervise = prompts.supervise
+        self._control = ControlTokens(tokenizer, prompts.control_tokens)
+        self._template = ChatTemplate(tokenizer, prompts, self._control.pattern)
 
-def _render(row: PromptRow, tokenizer: PreTrainedTokenizerBase, mode: str) -> Rendered:
-    if mode == "generate":
+    def asked(self, row: PromptRow) -> PromptRow:
+        """The part of a row that this mode uses: in `generate` mode a conversation up to its last question.
+
+        Raises:
+            BadRowError: there is nothing to answer, or nothing to score.
+        """
+        if not self._generate:
+            if row.messages is not None and row.messages[-1]["role"] != "assistant":
+                raise BadRowError("no response: the conversation must end with an assistant message in score mode")
+            return row
         if row.messages is None:
-            return _generation_prompt([{"role": "user", "content": str(row.text)}], tokenizer)
+            return replace(row, text=None, messages=({"role": "user", "content": row.text},))
         if row.messages[-1]["role"] == "assistant":
-            raise ValueError("the conversation ends with an assistant message; there is nothing to answer")
-        return _generation_prompt(list(row.messages), tokenizer)
-    if row.messages is None:
-        token_ids = tokenizer(row.text)["input_ids"]
-        if len(token_ids) < 2:
-            raise ValueError("the text has fewer than two tokens")
-        return Rendered(token_ids, prompt_length=1)
-    if row.messages[-1]["role"] != "assistant":
-        raise ValueError("the conversation must end with an assistant message in score mode")
-    return _with_response(list(row.messages), tokenizer)
+            return replace(row, messages=row.messages[:-1], changes=(*row.changes, UNUSED_ANSWER))
+        return row
 
+    def render(self, row: PromptRow) -> tuple[list[Rendered], tuple[str, ...]]:
+        """The records of a row that `asked` returned, and what was changed to make them.
 
-def _generation_prompt(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> Rendered:
-    token_ids = _apply_template(messages, tokenizer, add_generation_prompt=True)
-    return Rendered(token_ids, prompt_length=len(token_ids))
+        There is one, but where `supervise: all` meets a chat template that changes earlier turns (it drops their
+        thoughts): then every assistant turn makes a record of its own, with the turns before it as its prompt has them.
 
+        Raises:
+            BadRowError: the chat template or the policy for control tokens refuses it, or nothing is supervised.
+        """
+        (messages, tools, text), mark = self._control.guarded((row.messages, row.tools, row.text))
+        changes = (ESCAPED,) if mark else ()
+        if messages is None:
+            token_ids = self._control.token_ids(text, mark, add_special_tokens=True)
+            if len(token_ids) < 2:
+                raise BadRowError("too short: the text has fewer than two tokens")
+            return [Rendered(tuple(token_ids), (False, *[True] * (len(token_ids) - 1)))], changes
+        if self._generate:
+            prompt = self._template.text(messages, tools, generation_prompt=True)
+            return [Rendered(tuple(self._control.token_ids(prompt, mark)))], changes
+        if self._supervise == "all" and (found := self._template.all_spans(messages, tools)) is not None:
+            return [self._supervised(*found, mark)], changes
+        last = [len(messages) - 1]
+        turns = last if self._supervise == "last" else [n for n, m in enumerate(messages) if m["role"] == "assistant"]
+        found_turns = (self._template.last_span(messages[: turn + 1], tools) for turn in turns)
+        return [self._supervised(text, spans, mark) for text, spans in found_turns], changes
 
-def _with_response(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> Rendered:
-    prompt = _apply_template(messages[:-1], tokenizer, add_generation_prompt=True)
-    whole = _apply_template(messages, tokenizer, add_generation_prompt=False)
-    if whole[: len(prompt)] != prompt:
-        raise ValueError("the chat template renders the prompt differently once the response follows")
-    # A template may write more after the end token (a line break); the teacher stops at the end token.
-    ends = [i for i, token in enumerate(whole) if i >= len(prompt) and token == tokenizer.eos_token_id]
-    return Rendered(whole[: ends[0] + 1] if ends else whole, prompt_length=len(prompt))
+    def shortened(self, text: str, tokens: int, side: str) -> str:
+        """A text without its first (`left`) or last (`right`) tokens: at least one character less."""
+        encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        offsets = encoding["offset_mapping"]
+        if tokens >= len(offsets):
+            return ""
+        if side == "left":
+            return text[max(offsets[tokens][0], 1) :]
+        return text[: min(offsets[-tokens - 1][1], len(text) - 1)]
 
+    def starts_with_bos(self, record: Rendered) -> bool:
+        """Whether a record's first token is the tokenizer's begin-of-sequence token."""
+        return bool(record.token_ids[0] == self._tokenizer.bos_token_id)
 
-def _apply_template(
-    messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool
-) -> list[int]:
-    from jinja2 import TemplateError
-
-    if tokenizer.chat_template is None:
-        raise DataError("the teacher's tokenizer has no chat template", fix="use rows with `text` and mode: score")
-    try:
-        return list(
-            tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, return_dict=False)
-        )
-    except TemplateError as error:
-        raise ValueError(f"the chat template refuses the conversation: {error}") from None
-
-
-def _requests_of(
-    rendered: Rendered, source: str, prompts: PromptsConfig, teacher: TeacherConfig, common: bytes
-) -> Iterable[Request]:
-    token_ids = rendered.token_ids
-    generate = prompts.mode == "generate"
-    length = len(token_ids) + (teacher.sampling.max_new_tokens if generate else 1)
-    if length > teacher.max_model_len:
-        raise ValueError(
-            f"too long: {len(token_ids)} tokens and {length - len(token_ids)} new ones are more than"
-            f" teacher.max_model_len {teacher.max_model_len}"
-        )
-    split = split_hash(token_ids[: rendered.prompt_length] if rendered.prompt_length > 1 else token_ids)
-    if not generate:
-        supervised = tuple(i >= rendered.prompt_length for i in range(len(token_ids)))
-        key = record_key(common, token_ids, supervised=supervised)
-        return [Request(key, tuple(token_ids), source, supervised=supervised, split=split)]
-    seeds = [sampling_seed(teacher.sampling.seed, token_ids, sample) for sample in range(teacher.sampling.samples)]
-    return [Request(record_key(common, token_ids, seed), tuple(token_ids), source, seed, split=split) for seed in seeds]
+    def _supervised(self, text: str, spans: Sequence[Span], mark: str) -> Rendered:
+        """Token ids of a rendered conversation up to the last span's end; the spans are supervised."""
+        text = text[: spans[-1][1]]
+        borders = list(itertools.chain.from_iterable(spans))
+        pieces = [self._control.token_ids(text[a:b], mark) for a, b in itertools.pairwise([0, *borders])]
+        token_ids = self._control.token_ids(text, mark)
+        if token_ids == list(itertools.chain.from_iterable(pieces)):
+            positions = list(itertools.accumulate(map(len, pieces)))
+        else:
+            beginnings = [self._control.token_ids(text[:border], mark) for border in borders]
+            positions = [len(beginning) for beginning in beginnings]
+            if any(token_ids[: len(beginning)] != beginning for beginning in beginnings):
+                # A token would reach over a border. The teacher sees the prompt end there, and so does the record.
+                token_ids = list(itertools.chain.from_iterable(pieces))
+                positions = list(itertools.accumulate(map(len, pieces)))
+        supervised = [False] * len(token_ids)
+        for first, end in zip(positions[::2], positions[1::2], strict=True):
+            supervised[first:end] = [True] * (end - first)
+        if supervised[0] or not any(supervised):
+            raise BadRowError("chat template: it renders no prompt, or no response")
+        return Rendered(tuple(token_ids), tuple(supervised))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from llmdistill.prompts.corpus import RejectedRow
+from llmdistill.prompts.rejects import RejectedRow
 from llmdistill.teacher.passed_over import PassedOver
 from llmdistill.teacher.replica import UnitResult
 from llmdistill.types import Request

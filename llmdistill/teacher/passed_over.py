@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llmdistill.cache.storage import commit_bytes
 from llmdistill.errors import DataError
-from llmdistill.prompts.corpus import RejectedRow
+from llmdistill.prompts.rejects import RejectedRow
 
 NAME = "passed_over.jsonl"
 

@@ -14,7 +14,7 @@ import ray
 from llmdistill.cache.index import shard_folder
 from llmdistill.cache.shard import Compression, write_shard
 from llmdistill.errors import EngineError
-from llmdistill.prompts.corpus import RejectedRow
+from llmdistill.prompts.rejects import RejectedRow
 from llmdistill.teacher.engine import TeacherEngine
 from llmdistill.teacher.filters import ResponseFilter
 from llmdistill.teacher.gates import check_record

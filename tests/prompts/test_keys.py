@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from llmdistill.errors import DataError
-from llmdistill.prompts.keys import model_fingerprint, record_key, sampling_seed, split_hash
+from llmdistill.prompts.keys import model_fingerprint, record_key, sampling_seed, split_hash, tokenizer_fingerprint
+from tests.prompts.makers import WRITES_BOS, make_tokenizer
 
 
 def test_model_fingerprint_sees_one_changed_weight_byte(tiny_teacher: Path, tmp_path: Path) -> None:
@@ -22,6 +23,14 @@ def test_model_fingerprint_sees_one_changed_weight_byte(tiny_teacher: Path, tmp_
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a model folder"):
         model_fingerprint(tmp_path)
+
+
+def test_tokenizer_fingerprint_sees_tokens_and_template() -> None:
+    whole = make_tokenizer.__wrapped__()
+    assert tokenizer_fingerprint(whole) == tokenizer_fingerprint(make_tokenizer.__wrapped__())
+    prints = {tokenizer_fingerprint(whole), tokenizer_fingerprint(make_tokenizer(WRITES_BOS))}
+    whole.add_tokens(["<think>"])
+    assert len(prints | {tokenizer_fingerprint(whole)}) == 3
 
 
 def test_keys_depend_on_seed_and_mask() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from llmdistill.config.filters import FiltersConfig
 from llmdistill.errors import ConfigError, DataError
-from llmdistill.prompts.corpus import RejectedRow
+from llmdistill.prompts.rejects import RejectedRow
 from llmdistill.teacher.filters import Response, ResponseFilter, fingerprint, repetition
 from llmdistill.teacher.passed_over import NAME, PassedOver, read_passed_over, write_passed_over
 from llmdistill.types import Record, TopKRows

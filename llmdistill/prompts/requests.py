@@ -1,0 +1,120 @@
+"""From rows to what a teacher is asked: rendered, cut to length, each once, decontaminated, with keys."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from llmdistill.config.prompts import PromptsConfig
+from llmdistill.config.teacher import TeacherConfig
+from llmdistill.errors import ConfigError, DataError
+from llmdistill.prompts.decontamination import EvaluationData
+from llmdistill.prompts.duplicates import NearDuplicates
+from llmdistill.prompts.keys import record_key, sampling_seed, spec_fingerprint, split_hash
+from llmdistill.prompts.length import fitting
+from llmdistill.prompts.rejects import BadRowError, DroppedRowError, RejectedRow
+from llmdistill.prompts.render import Rendered, Renderer
+from llmdistill.prompts.shapes import PromptRow
+from llmdistill.types import CaptureSpec, Request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHARED_TURNS = "first turns equal to an earlier row's"
+
+
+@dataclass
+class Corpus:
+    """What became of the rows."""
+
+    requests: list[Request]
+    """In the order of the rows."""
+    rejected: list[RejectedRow]
+    """Rows that make no request: bad, too long, equal to an earlier one, contaminated."""
+    changes: Counter[str] = field(default_factory=Counter)
+    """Kind of change → rows that are used, but not as they stand: truncated, with control tokens escaped, …"""
+
+
+def make_requests(
+    rows: Iterable[PromptRow | RejectedRow],
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: PromptsConfig,
+    teacher: TeacherConfig,
+    spec: CaptureSpec,
+) -> Corpus:
+    """Token ids and keys of all rows, in order.
+
+    Raises:
+        DataError: no row makes a request; a row is bad and `on_bad_row` is `error`; there is no chat template.
+        ConfigError: the chat template does not take the arguments given, or needs a date.
+
+    """
+    maker = _Maker(tokenizer, prompts, teacher, spec)
+    requests: dict[bytes, Request] = {}
+    corpus = Corpus([], [])
+    for row in rows:
+        if isinstance(row, RejectedRow):
+            corpus.rejected.append(row)
+            continue
+        try:
+            changes = maker.add(row, requests)
+        except (BadRowError, DroppedRowError) as error:
+            if isinstance(error, BadRowError) and prompts.on_bad_row == "error":
+                raise DataError(str(error), where=row.source) from None
+            corpus.rejected.append(RejectedRow(row.source, str(error)))
+        else:
+            corpus.changes.update(changes)
+    if not requests:
+        rejected = corpus.rejected
+        example = f"; the first: {rejected[0].source}: {rejected[0].reason}" if rejected else ""
+        raise DataError(f"none of the {len(rejected)} rows of the prompt files can be used{example}")
+    corpus.requests = list(requests.values())
+    return corpus
+
+
+class _Maker:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, prompts: PromptsConfig, teacher: TeacherConfig, spec: CaptureSpec
+    ) -> None:
+        self._renderer = Renderer(tokenizer, prompts)
+        self._prompts = prompts
+        self._sampling = teacher.sampling
+        self._common = spec_fingerprint(spec)
+        new = teacher.sampling.max_new_tokens if prompts.mode == "generate" else 1
+        self._limit = teacher.max_model_len - new
+        if self._limit < 1:
+            raise ConfigError(
+                f"{teacher.max_model_len} leaves no token for prompts beside {new} new ones",
+                where="teacher.max_model_len",
+            )
+        self._limit_is = f"teacher.max_model_len {teacher.max_model_len} less {new} new leaves {self._limit}"
+        self._evaluation = EvaluationData(prompts.decontamination) if prompts.decontamination else None
+        self._near = NearDuplicates(prompts.near_duplicates) if prompts.near_duplicates else None
+
+    def add(self, row: PromptRow, requests: dict[bytes, Request]) -> tuple[str, ...]:
+        """Add the requests of a row; returns what was changed to make them."""
+        row = self._renderer.asked(row)
+        records, changes = fitting(row, self._renderer, self._limit, self._prompts.length, self._limit_is)
+        made = [request for record in records for request in self._requests_of(record, row.source)]
+        fresh = [request for request in made if request.key not in requests]
+        if not fresh:
+            raise DroppedRowError(f"duplicate: the same prompt as {requests[made[0].key].source}")
+        if self._evaluation is not None:
+            self._evaluation.check(row)
+        if self._near is not None:
+            self._near.check(row)
+        requests.update((request.key, request) for request in fresh)
+        return (*row.changes, *changes, *((SHARED_TURNS,) if len(fresh) < len(made) else ()))
+
+    def _requests_of(self, record: Rendered, source: str) -> Iterator[Request]:
+        token_ids, prompt_length = record.token_ids, record.prompt_length
+        split = split_hash(token_ids[:prompt_length] if prompt_length > 1 else token_ids)
+        if record.supervised is not None:
+            key = record_key(self._common, token_ids, supervised=record.supervised)
+            yield Request(key, token_ids, source, supervised=record.supervised, split=split)
+            return
+        for sample in range(self._sampling.samples):
+            seed = sampling_seed(self._sampling.seed, token_ids, sample)
+            yield Request(record_key(self._common, token_ids, seed), token_ids, source, seed, split=split)
