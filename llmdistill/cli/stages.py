@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import functools
 import json
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmdistill.cache.index import committed_keys, write_index
-from llmdistill.cache.reader import CacheReader
-from llmdistill.cache.storage import commit_bytes
 from llmdistill.cluster import ray_cluster
 from llmdistill.config.objectives import AnyObjective, SequenceCEConfig
 from llmdistill.config.run import RunConfig
@@ -183,40 +180,14 @@ def export(run: Run) -> None:
 
 
 def evaluate(run: Run) -> None:
-    """Measure all models on the held-out records and write evaluation.json."""
-    from llmdistill.evaluation.heldout import evaluate_model
+    """Measure all models and write evaluation.json."""
+    from llmdistill.cli.evaluation import evaluate_run
 
-    reader = CacheReader(run.folder.cache)
-    _, records = reader.split(run.config.prompts.held_out)
-    rows = int(reader.row_counts[records].sum())
-    if not rows:
-        raise DataError(
-            f"no held-out record with supervised tokens among {len(reader)}",
-            where=str(run.folder.cache),
-            fix="raise prompts.held_out or add prompts",
-        )
     models = {"untrained": run.folder.untrained}
     if run.config.evaluate.baseline:
         models[BASELINE] = run.folder.baseline(BASELINE) / "model"
     models["student"] = run.folder.student
-    results = {}
-    with Progress("evaluate", len(models) * len(records), "records") as progress:
-        for number, (name, folder) in enumerate(models.items()):
-            base = number * len(records)
-            show = functools.partial(_show_records, progress, base, name)
-            results[name] = asdict(evaluate_model(folder, reader, records, show))
-    document = {"held_out_records": len(records), "held_out_rows": rows, "models": results}
-    assert all(math.isfinite(value) for result in results.values() for value in result.values())
-    commit_bytes(run.folder.evaluation, (json.dumps(document, indent=1) + "\n").encode())
-    for name, result in results.items():
-        say(
-            f"evaluate: {name:<10} KL {result['kl']:.4f}  top-1 agreement {result['top1_agreement']:.3f}"
-            f"  perplexity {result['perplexity']:.3f}"
-        )
-
-
-def _show_records(progress: Progress, before: int, name: str, done: int) -> None:
-    progress.update(before + done, name)
+    evaluate_run(run.config, run.folder, models, lambda: run.teacher_folder, say)
 
 
 def report(run: Run) -> None:

@@ -54,7 +54,7 @@ def _type(annotation: Any) -> str:
         return " or ".join(f"`{value}`" for value in typing.get_args(annotation))
     if typing.get_origin(annotation) is typing.Annotated:
         return _type(typing.get_args(annotation)[0])
-    if arguments := [argument for argument in typing.get_args(annotation) if argument is not type(None)]:
+    if arguments := [argument for argument in typing.get_args(annotation) if argument not in (type(None), ...)]:
         return " or ".join(_type(argument) for argument in arguments)
     return re.sub(r"^str$", "text", getattr(annotation, "__name__", str(annotation)))
 

@@ -1,0 +1,44 @@
+"""Answers of any model folder to prompts, by vLLM, in this process: no fleet, nothing captured."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmdistill.config.capture import CaptureConfig
+from llmdistill.config.teacher import SamplingConfig, TeacherConfig
+
+
+def respond(
+    folder: Path,
+    teacher: TeacherConfig,
+    requests: Sequence[tuple[Sequence[int], SamplingConfig, int]],
+) -> list[list[int]]:
+    """Token ids of the response to each request; the end token is among them.
+
+    Args:
+        folder: a Hugging Face model folder.
+        teacher: engine settings (memory, precision, longest sequence).
+        requests: prompt's token ids, how to sample, and the seed.
+
+    Raises:
+        ValueError: vLLM refuses a prompt.
+
+    """
+    import torch
+
+    from llmdistill.teacher.vllm_engine import VLLMEngine
+
+    cores = () if torch.cuda.is_available() else tuple(range(os.cpu_count() or 1))
+    engine = VLLMEngine(folder, teacher, CaptureConfig(top_k=1), cores)
+
+    async def answer_all() -> list[list[int]]:
+        await engine.start()
+        return list(await asyncio.gather(*(engine.respond(*request) for request in requests)))
+
+    try:
+        return asyncio.run(answer_all())
+    finally:
+        engine.stop()
