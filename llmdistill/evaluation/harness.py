@@ -49,9 +49,11 @@ def run_tasks(folder: Path, tasks: Sequence[str], limit: int | None) -> dict[str
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    files = [task for task in tasks if task.endswith((".yaml", ".yml"))]
-    manager = TaskManager(include_path=sorted({str(Path(file).resolve().parent) for file in files}) or None)
-    names = [_name_of(file) if file in files else file for file in tasks]
+    files = {task: _name_of(task) for task in tasks if task.endswith((".yaml", ".yml"))}
+    names = [files.get(task, task) for task in tasks]
+    folders = sorted({str(Path(file).resolve().parent) for file in files})
+    # The index of the thousands of tasks that come with it takes ten seconds.
+    manager = TaskManager(include_path=folders or None, include_defaults=len(files) < len(tasks))
     unknown = sorted(set(names) - set(manager.all_tasks))
     if unknown:
         raise ConfigError(f"lm-eval knows no task {', '.join(unknown)}", where="evaluate.lm_eval")
