@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +56,12 @@ def evaluate_run(
             where=str(folder.cache),
             fix="raise prompts.held_out or add prompts",
         )
-    document: dict[str, Any] = {"held_out_records": len(records), "held_out_rows": rows}
+    document: dict[str, Any] = {
+        "held_out_records": len(records),
+        "held_out_rows": rows,
+        "held_out_fingerprint": hashlib.blake2b(reader.keys.array[records].tobytes(), digest_size=16).hexdigest(),
+        "shape": _shape(models, teacher),
+    }
     corpus = _Corpus(config, models["untrained"], reader)
     document |= _held_out(config, reader, records, models, corpus)
     if settings.generation is not None:
@@ -154,7 +161,9 @@ class _Corpus:
     def reference(self, key: bytes, column: str) -> str | None:
         """The text in a column of the record's prompt row; None where there is none."""
         path, _, line = self._places.get(key, "").rpartition(":")
-        value = _rows_of(path)[int(line) - 1].get(column) if path else None
+        if not line.isdigit() or not path.endswith((".jsonl", ".json")):
+            return None
+        value = _rows_of(path)[int(line) - 1].get(column)
         return value if isinstance(value, str) and value.strip() else None
 
 
@@ -236,6 +245,17 @@ def _prompts(
             reference = corpus.text(record.token_ids_N[supervised].tolist())
         found[prompt] = reference
     return [list(prompt) for prompt in found], list(found.values()), stored
+
+
+def _shape(models: dict[str, Path], teacher: Callable[[], Path]) -> dict[str, Any]:
+    """Sizes of student and teacher; of the teacher None where its folder is not here."""
+    from llmdistill.evaluation.shape import layers_from, model_shape
+
+    result: dict[str, Any] = {"student": model_shape(models["student"]), "teacher": None, "layers_from": None}
+    with contextlib.suppress(LLMDistillError):
+        folder = teacher()
+        result |= {"teacher": model_shape(folder), "layers_from": layers_from(models["untrained"], folder)}
+    return result
 
 
 def _speed(settings: SpeedConfig, student: Path, teacher: Callable[[], Path]) -> dict[str, Any]:

@@ -192,7 +192,7 @@ def evaluate(run: Run) -> None:
 
 def report(run: Run) -> None:
     """Write report.html."""
-    from llmdistill.observe.report import write_report
+    from llmdistill.observe.report.page import write_report
 
     say(f"report: {write_report(run.folder)}")
 
