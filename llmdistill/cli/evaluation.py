@@ -213,7 +213,6 @@ def _generation(
             results[name] = {
                 "greedy": score(answers[: len(prompts)], len(prompts), bootstrap),
                 "sampled": score(answers[len(prompts) :], len(prompts), bootstrap),
-                "examples": texts[:4],
             }
             progress.update(done, name)
     return {

@@ -49,8 +49,8 @@ def methods(spec: CaptureSpec, entropy_known: bool, on_policy: bool) -> tuple[di
     else:
         how["reverse_kl"] = _BUCKET if spec.kind == "top_k" else _BUCKET.replace("kept ids", "the exact head")
         how["top1_agreement"] = _EXACT
-        how["acceptance_rate"] = "at most: the bucket counts as fully shared"
-        how["acceptance_rate_lower"] = "at least: nothing of the bucket counts as shared"
+        how["acceptance_rate"] = "the bucket counts as fully shared, which it rarely is"
+        how["acceptance_rate_lower"] = "nothing of the bucket counts as shared"
         if spec.kind == "head_tail":
             why["top5_agreement"] = f"a head may hold fewer than {TOP} tokens"
         elif spec.top_k < TOP:

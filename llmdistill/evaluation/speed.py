@@ -92,7 +92,7 @@ def _measure(folder: Path, prompt_tokens: int, new_tokens: int) -> dict[str, Any
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "bytes": weight_bytes(folder),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads",
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, threads: {torch.get_num_threads()}",
     }
 
 

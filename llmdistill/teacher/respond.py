@@ -29,6 +29,7 @@ def respond(
     """
     import torch
 
+    os.environ.setdefault("TQDM_DISABLE", "1")  # vLLM's bars would tear our own
     from llmdistill.teacher.vllm_engine import VLLMEngine
 
     cores = () if torch.cuda.is_available() else tuple(range(os.cpu_count() or 1))

@@ -23,6 +23,7 @@ _LEVELS = (0.5, 1.5, 3.0)
 def results_table(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each metric, with a cell for each model, the teacher, and the recovery."""
     models, comparison = evaluation["models"], evaluation["comparison"]
+    ordered = sorted(models.items(), key=lambda item: STYLES[item[0]])  # the student first: a phone shows two columns
     rows = []
     for metric in METRICS:
         if metric in evaluation["undefined"]:
@@ -41,7 +42,7 @@ def results_table(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
                         "interval": span(metric, values["intervals"][metric]),
                         "best": name == winner,
                     }
-                    for name, values in models.items()
+                    for name, values in ordered
                 ],
                 "teacher": _of_teacher(metric, evaluation),
                 "recovery": None
@@ -84,7 +85,7 @@ def interval_charts(evaluation: dict[str, Any]) -> list[Markup]:
     charts = []
     for kind, title in _GROUP_TITLES.items():
         groups = evaluation["models"]["student"]["by"][kind]
-        if not groups:
+        if not groups or len(groups) == 1:
             continue
         rows = [
             (

@@ -193,9 +193,10 @@ def _svg(title: str, parts: Sequence[str], legend: Sequence[tuple[str, int]], he
         drawn.append(f'<path class="line s{style}" d="M{x:.0f} {y:.0f}h20"/>{marker(style, x + 10, y)}')
         drawn.append(f'<text class="legend" x="{x + 25:.0f}" y="{y + 4:.0f}">{escape(name)}</text>')
         x += 38 + 6.1 * len(name)
-    extra = y - 10
+    top, extra = 0 if legend else _TOP - 8, y - 10
     body = f'<g transform="translate(0 {extra:.0f})">{"".join(parts)}</g>' if extra else "".join(parts)
     return Markup(
-        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH} {height + extra:.0f}" role="img"'
+        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 {top} {WIDTH} {height + extra - top:.0f}"'
+        f' role="img"'
         f' aria-label="{escape(title)}">{"".join(drawn)}{body}</svg></figure>'
     )

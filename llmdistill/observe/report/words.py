@@ -69,22 +69,25 @@ def verdict(evaluation: dict[str, Any]) -> str:
     models, baseline = evaluation["models"], evaluation["comparison"]["baseline"]
     metric = next(name for name in ("kl", "perplexity") if models["student"][name] is not None)
     student, base = models["student"], models[baseline]
-    other = "SFT on the same responses" if baseline == "sft" else "the student before training"
-    distance = "nats of KL from its teacher" if metric == "kl" else "perplexity of the teacher’s text"
-    figures = f"{student[metric]:.3g} {distance} against {base[metric]:.3g} for {other}"
+    other = "SFT on the same responses" if baseline == "sft" else "it was before training"
+    unit = " nats" if metric == "kl" else ""
+    name = "KL" if metric == "kl" else "perplexity"
+    figures = f"{name} {student[metric]:.3g} against {base[metric]:.3g}{unit}"
     mine, its = student["intervals"][metric], base["intervals"][metric]
     better = student[metric] < base[metric]
+    word = "closer to" if better else "farther from"
     if mine is None or its is None:
-        return f"Too few held-out records for intervals: the distilled student has {figures}."
+        return f"Measured on too few held-out records to tell: the distilled student has {figures} for {other}."
     if mine[1] < its[0] or its[1] < mine[0]:
-        word = "closer to its teacher than" if better else "farther from its teacher than"
-        return f"The distilled student is {word} {other}: {figures}; the 95 % intervals do not overlap."
+        return (
+            f"The distilled student is {word} its teacher than {other}: {figures}; the 95 % intervals do not overlap."
+        )
     paired = evaluation["comparison"]["differences"][metric]["interval"]
     if paired is not None and (paired[1] < 0 or paired[0] > 0):
-        lead = "ahead" if better else "behind"
+        low, high = sorted(abs(end) for end in paired)
         return (
-            f"The 95 % intervals of student and baseline overlap ({figures}); record by record the student is {lead},"
-            f" by {abs(paired[1] if better else paired[0]):.2g} to {abs(paired[0] if better else paired[1]):.2g}."
+            f"The 95 % intervals of the distilled student and of {other} overlap ({figures}), though record by record"
+            f" the student is {word} its teacher, by {low:.2g} to {high:.2g}{unit}."
         )
     return f"The distilled student cannot be told from {other}: {figures}, and the 95 % intervals overlap."
 
@@ -101,6 +104,9 @@ def student_words(student: dict[str, Any]) -> str:
     """Where the student came from."""
     if student.get("model"):
         return str(student["model"])
+    made = student.get("from_teacher") or {}
+    if [key for key, _ in _set(made)] == ["layers"]:
+        return f"{made['layers']} of its layers"
     parts = [f"{key.replace('_', ' ')} {value}" for key, value in _set(student.get("from_teacher") or student)]
     return ("from the teacher: " if student.get("from_teacher") else "") + ", ".join(parts)
 
