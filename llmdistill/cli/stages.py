@@ -153,8 +153,8 @@ def _train_one(run: Run, name: str, objectives: tuple[AnyObjective, ...], checkp
     with Progress(f"train {name}", total, "steps", first) as progress:
 
         def show(line: dict[str, Any]) -> None:
-            values = "  ".join(f"{objective.type} {line[objective.type]:.3f}" for objective in objectives)
-            progress.update(line["step"], f"{values}  {line['tokens_per_second']:.0f} tokens/s")
+            values = {name: line[name] for name in (*(objective.type for objective in objectives), "grad_norm")}
+            progress.update(line["step"], f"{line['tokens_per_second']:.0f} tokens/s", values)
 
         launch(job, run.folder.scratch, show)
 

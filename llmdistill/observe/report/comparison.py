@@ -66,7 +66,7 @@ def _distinct_names(runs: Sequence[RunFacts]) -> list[str]:
 
 def _row(metric: str, runs: Sequence[RunFacts], names: Sequence[str]) -> dict[str, Any]:
     students = [run.evaluation["models"]["student"] for run in runs]
-    winner = best(metric, {name: values[metric] for name, values in zip(names, students, strict=True)})
+    winner = best(metric, [values[metric] for values in students])
     return {
         "metric": metric,
         "label": LABELS[metric][0],
@@ -76,7 +76,7 @@ def _row(metric: str, runs: Sequence[RunFacts], names: Sequence[str]) -> dict[st
                 "run": name,
                 "value": figure(metric, values[metric]),
                 "interval": span(metric, values["intervals"].get(metric)),
-                "best": name == winner,
+                "best": values[metric] is not None and values[metric] == winner,
             }
             for name, values in zip(names, students, strict=True)
         ],

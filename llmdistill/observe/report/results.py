@@ -28,7 +28,7 @@ def results_table(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     for metric in METRICS:
         if metric in evaluation["undefined"]:
             continue
-        winner = best(metric, {name: values[metric] for name, values in models.items()})
+        winner = best(metric, [values[metric] for values in models.values()])
         recovery = comparison["recovery"].get(metric)
         rows.append(
             {
@@ -40,7 +40,7 @@ def results_table(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
                         "model": name,
                         "value": figure(metric, values[metric]),
                         "interval": span(metric, values["intervals"][metric]),
-                        "best": name == winner,
+                        "best": values[metric] == winner,
                     }
                     for name, values in ordered
                 ],

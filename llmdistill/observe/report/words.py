@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from llmdistill.evaluation.methods import LOWER_IS_BETTER
@@ -92,12 +93,11 @@ def verdict(evaluation: dict[str, Any]) -> str:
     return f"The distilled student cannot be told from {other}: {figures}, and the 95 % intervals overlap."
 
 
-def best(metric: str, values: dict[str, float | None]) -> str | None:
-    """Name of the model with the best value."""
-    known = {name: value for name, value in values.items() if value is not None}
-    if not known:
-        return None
-    return (min if metric in LOWER_IS_BETTER else max)(known, key=lambda name: known[name])
+def best(metric: str, values: Iterable[float | None]) -> float | None:
+    """The best of some values; None where there is none."""
+    known = [value for value in values if value is not None]
+    choose = min if metric in LOWER_IS_BETTER else max
+    return choose(known, default=None)
 
 
 def student_words(student: dict[str, Any]) -> str:
