@@ -52,15 +52,24 @@ _stage_command("evaluate", "Compare untrained student, baseline and student with
 
 
 @cli.command()
-@click.argument("run", type=click.Path(exists=True, file_okay=False))
-def report(run: str) -> None:
-    """Write RUN/report.html, one self-contained page."""
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(exists=True, file_okay=False))
+@click.option(
+    "--output", type=click.Path(dir_okay=False), help="The file [RUN/report.html; of several: comparison.html]."
+)
+@click.option("--price-per-hour", type=click.FloatRange(min=0), help="Price of a worker for an hour, for the cost.")
+def report(runs: tuple[str, ...], output: str | None, price_per_hour: float | None) -> None:
+    """Write one self-contained page about a run, or one that compares several."""
     from pathlib import Path
 
-    from llmdistill.observe.report import write_report
+    from llmdistill.observe.report.page import write_comparison, write_report
     from llmdistill.observe.run_folder import RunFolder
 
-    click.echo(write_report(RunFolder(Path(run).resolve())))
+    folders = [RunFolder(Path(run).resolve()) for run in runs]
+    if len(folders) == 1:
+        page = write_report(folders[0], Path(output) if output else None, price_per_hour)
+    else:
+        page = write_comparison(folders, Path(output or "comparison.html"))
+    click.echo(page)
 
 
 def main() -> None:

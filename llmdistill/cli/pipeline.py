@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,9 +76,18 @@ def run_stages(config: RunConfig, until: str | None) -> None:
         if until is None and complete:
             stages.say(f"{stage.name}: finished before")
         elif until in (None, stage.name):
-            stage.work(run)
+            started = time.monotonic()
+            try:
+                stage.work(run)
+            finally:
+                _note_seconds(folder, stage.name, time.monotonic() - started)
             finished[stage.name] = inputs
             commit_bytes(folder.stages, (json.dumps(finished, indent=1) + "\n").encode())
+
+
+def _note_seconds(folder: RunFolder, stage: str, seconds: float) -> None:
+    with folder.timings.open("a") as stream:
+        stream.write(json.dumps({"stage": stage, "seconds": round(seconds, 3)}) + "\n")
 
 
 def fingerprint(config: RunConfig, stage: Stage, before: str) -> str:

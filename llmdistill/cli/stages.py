@@ -8,15 +8,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmdistill.cache.index import committed_keys, write_index
-from llmdistill.cache.reader import CacheReader
-from llmdistill.cache.storage import commit_bytes
 from llmdistill.cluster import ray_cluster
 from llmdistill.config.objectives import AnyObjective, SequenceCEConfig, needs_teacher
 from llmdistill.config.run import RunConfig
@@ -193,8 +190,8 @@ def _training_progress(job: TrainJob) -> Iterator[Callable[[dict[str, Any]], Non
     with Progress(f"train {job.name}", total, "steps", first) as progress:
 
         def show(line: dict[str, Any]) -> None:
-            values = "  ".join(f"{objective.type} {line[objective.type]:.3f}" for objective in job.objectives)
-            progress.update(line["step"], f"{values}  {line['tokens_per_second']:.0f} tokens/s")
+            values = {name: line[name] for name in (*(objective.type for objective in job.objectives), "grad_norm")}
+            progress.update(line["step"], f"{line['tokens_per_second']:.0f} tokens/s", values)
 
         yield show
 
@@ -239,45 +236,19 @@ def export(run: Run) -> None:
 
 
 def evaluate(run: Run) -> None:
-    """Measure all models on the held-out records and write evaluation.json."""
-    from llmdistill.evaluation.heldout import evaluate_model
+    """Measure all models and write evaluation.json."""
+    from llmdistill.cli.evaluation import evaluate_run
 
-    reader = CacheReader(run.folder.cache)
-    _, records = reader.split(run.config.prompts.held_out)
-    rows = int(reader.row_counts[records].sum())
-    if not rows:
-        raise DataError(
-            f"no held-out record with supervised tokens among {len(reader)}",
-            where=str(run.folder.cache),
-            fix="raise prompts.held_out or add prompts",
-        )
     models = {"untrained": run.folder.untrained}
     if run.config.evaluate.baseline:
         models[BASELINE] = run.folder.baseline(BASELINE) / "model"
     models["student"] = run.folder.student
-    results = {}
-    with Progress("evaluate", len(models) * len(records), "records") as progress:
-        for number, (name, folder) in enumerate(models.items()):
-            base = number * len(records)
-            show = functools.partial(_show_records, progress, base, name)
-            results[name] = asdict(evaluate_model(folder, reader, records, show))
-    document = {"held_out_records": len(records), "held_out_rows": rows, "models": results}
-    assert all(math.isfinite(value) for result in results.values() for value in result.values())
-    commit_bytes(run.folder.evaluation, (json.dumps(document, indent=1) + "\n").encode())
-    for name, result in results.items():
-        say(
-            f"evaluate: {name:<10} KL {result['kl']:.4f}  top-1 agreement {result['top1_agreement']:.3f}"
-            f"  perplexity {result['perplexity']:.3f}"
-        )
-
-
-def _show_records(progress: Progress, before: int, name: str, done: int) -> None:
-    progress.update(before + done, name)
+    evaluate_run(run.config, run.folder, models, lambda: run.teacher_folder, say)
 
 
 def report(run: Run) -> None:
     """Write report.html."""
-    from llmdistill.observe.report import write_report
+    from llmdistill.observe.report.page import write_report
 
     say(f"report: {write_report(run.folder)}")
 

@@ -56,9 +56,7 @@ def _type(annotation: Any) -> str:
         return "mapping"
     if typing.get_origin(annotation) is typing.Annotated:
         return _type(typing.get_args(annotation)[0])
-    if typing.get_origin(annotation) is dict:
-        return "mapping"
-    if arguments := [argument for argument in typing.get_args(annotation) if argument is not type(None)]:
+    if arguments := [argument for argument in typing.get_args(annotation) if argument not in (type(None), ...)]:
         return " or ".join(_type(argument) for argument in arguments)
     return re.sub(r"^str$", "text", getattr(annotation, "__name__", str(annotation)))
 

@@ -1,77 +1,88 @@
-"""How far a model is from its teacher on held-out records of the cache; no teacher is needed."""
+"""Running models over the held-out records of a cache; no teacher is needed."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from llmdistill.cache.reader import CacheReader, StoredRecord
-from llmdistill.objectives.cross_entropy import token_ce
-from llmdistill.objectives.rows import Rows
-from llmdistill.objectives.targets import TopKTargets
-from llmdistill.objectives.terms import forward_kl_values
-from llmdistill.student.creation import load_student
+from llmdistill.evaluation.metrics import model_values, teacher_values
+from llmdistill.evaluation.teacher_side import TeacherSide, teacher_side
+from llmdistill.objectives.targets import softcapped
+from llmdistill.student.head import logit_softcap
+
+_LOGIT_BYTES = 64 << 20
+"""Size of the float32 logits that exist at one time."""
 
 
 @dataclass(frozen=True)
-class HeldOutResult:
-    """Means over all held-out rows."""
+class RowTable:
+    """Values of all held-out rows, record after record."""
 
-    kl: float
-    """KL(teacher ‖ student) in nats, on the stored entries with one bucket for the rest."""
-    top1_agreement: float
-    """Share of the rows where both have the same most likely token."""
-    perplexity: float
-    """exp of the mean cross-entropy of the student on the teacher's text."""
+    record_R: np.ndarray
+    """int64 [R]: index of the row's record among the held-out ones, 0 … records - 1."""
+    values: dict[str, np.ndarray]
+    """float64 [R] under each name of `metrics.model_values` (or `metrics.teacher_values`)."""
+
+    def of_record(self, index: int) -> dict[str, np.ndarray]:
+        """The values of one record, in the order of its rows."""
+        mine = self.record_R == index
+        return {name: value[mine] for name, value in self.values.items()}
 
 
-def evaluate_model(
-    folder: Path, reader: CacheReader, records: np.ndarray, on_progress: Callable[[int], None] = lambda done: None
-) -> HeldOutResult:
-    """Evaluate a model folder on records of a cache; computed in float32.
+def measure_teacher(reader: CacheReader, records: np.ndarray) -> RowTable:
+    """What the cache says of the teacher on its own text."""
+    return _table(reader, records, lambda record, side: teacher_values(side))
+
+
+def measure_model(
+    model: PreTrainedModel,
+    reader: CacheReader,
+    records: np.ndarray,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> RowTable:
+    """A model beside its teacher.
 
     Args:
-        folder: a Hugging Face model folder.
+        model: in float32 and in evaluation mode.
         reader: the cache.
         records: numbers of the records, at least one with supervised rows.
         on_progress: called with the number of records done.
 
     """
-    model = load_student(folder, torch.float32).eval()
-    sums, rows = torch.zeros(3, dtype=torch.float64), 0
+    return _table(reader, records, lambda record, side: _model_values(model, record, side), on_progress)
+
+
+def _table(
+    reader: CacheReader,
+    records: np.ndarray,
+    values_of: Callable[[StoredRecord, TeacherSide], dict[str, torch.Tensor]],
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> RowTable:
+    parts = []
     for done, number in enumerate(records.tolist(), start=1):
-        record = reader.read(number)
-        if len(record.rows.mass_R):
-            sums += _sums(model, record, reader.spec.vocabulary_size)
-            rows += len(record.rows.mass_R)
+        if reader.row_counts[number]:
+            record = reader.read(number)
+            parts.append(values_of(record, teacher_side(record)))
         on_progress(done)
-    kl, agreement, cross_entropy = (sums / rows).tolist()
-    return HeldOutResult(kl, agreement, math.exp(cross_entropy))
+    values = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    return RowTable(np.repeat(np.arange(len(records)), reader.row_counts[records]), values)
 
 
 @torch.inference_mode()
-def _sums(model: PreTrainedModel, record: StoredRecord, vocabulary_size: int) -> torch.Tensor:
-    """float64 [3]: Σ_rows of KL, agreement and cross-entropy of one record."""
+def _model_values(model: PreTrainedModel, record: StoredRecord, side: TeacherSide) -> dict[str, torch.Tensor]:
     # Row t predicts token t+1: the row of a supervised token lies one slot before it.
     slots_R = record.supervised_N.nonzero()[:, 0] - 1
-    hidden_RD = model.base_model(record.token_ids_N.unsqueeze(0), use_cache=False).last_hidden_state[0, slots_R]
-    logits_RV = hidden_RD @ model.get_output_embeddings().weight[:vocabulary_size].T
-    ids_RK, logprobs_RK = record.rows.decode(vocabulary_size)
-    targets = TopKTargets(
-        actual_ids_R=record.token_ids_N[slots_R + 1], ids_RK=ids_RK, logprobs_RK=logprobs_RK, mass_R=record.rows.mass_R
-    )
-    rows = Rows(logits_RV, targets)
-    agreement_R = logits_RV.argmax(dim=1) == ids_RK[:, 0]
-    return torch.stack(
-        [
-            forward_kl_values(rows).double().sum(),
-            agreement_R.double().sum(),
-            token_ce(rows.student()).double().sum(),
-        ]
-    )
+    token_ids_BN = record.token_ids_N.unsqueeze(0).to(model.device)
+    hidden_RD = model.base_model(token_ids_BN, use_cache=False).last_hidden_state[0, slots_R.to(model.device)]
+    weight_VD = model.get_output_embeddings().weight[: record.rows.spec.vocabulary_size]
+    size = max(_LOGIT_BYTES // (4 * len(weight_VD)), 1)
+    parts = []
+    for start in range(0, len(slots_R), size):
+        logits_RV = softcapped(hidden_RD[start : start + size] @ weight_VD.T, logit_softcap(model))
+        parts.append(model_values(logits_RV.cpu(), side.rows(start, start + size)))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

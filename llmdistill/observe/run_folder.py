@@ -43,6 +43,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def timings(self) -> Path:
+        """One JSON object per line and call of a stage: how long it worked."""
+        return self.path / "timings.jsonl"
+
+    @property
     def untrained(self) -> Path:
         """The student before training, a model folder."""
         return self.path / "untrained"

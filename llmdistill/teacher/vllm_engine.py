@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from llmdistill.config.capture import CaptureConfig
-from llmdistill.config.teacher import TeacherConfig
+from llmdistill.config.teacher import SamplingConfig, TeacherConfig
 from llmdistill.errors import ConfigError, EngineError
 from llmdistill.teacher.capture import draw_seed
 from llmdistill.teacher.columns import Columns
@@ -138,6 +139,35 @@ class VLLMEngine:
         if list(final.prompt_token_ids) != list(request.token_ids):
             raise EngineError("vLLM answered another prompt than the one sent", where=request.source)
         return self._scored(request, final) if request.seed is None else self._generated(request, final)
+
+    async def respond(self, token_ids: Sequence[int], sampling: SamplingConfig, seed: int) -> list[int]:
+        """A plain response, nothing captured: how an evaluation lets any model of this engine answer.
+
+        Raises:
+            ValueError: vLLM refuses this prompt.
+
+        """
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMValidationError
+        from vllm.sampling_params import RequestOutputKind
+
+        parameters = SamplingParams(
+            max_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=seed,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self._requests += 1
+        response: list[int] = []
+        try:
+            prompt = {"prompt_token_ids": list(token_ids)}
+            async for output in self._engine.generate(prompt, parameters, f"{self._requests}"):
+                response = list(output.outputs[0].token_ids)
+        except VLLMValidationError as error:
+            raise ValueError(str(error)) from None
+        return response
 
     def stop(self) -> None:
         """End the engine's processes."""

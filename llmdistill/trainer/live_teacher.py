@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from llmdistill.objectives.targets import HeadTargets
 from llmdistill.student.creation import load_student
+from llmdistill.student.head import logit_softcap
 from llmdistill.trainer.data import MicroBatch
-from llmdistill.trainer.model_checks import logit_softcap, require_usable
+from llmdistill.trainer.model_checks import require_usable
 from llmdistill.trainer.states import StateNeeds, States, forward_states
 
 

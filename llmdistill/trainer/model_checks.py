@@ -7,13 +7,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llmdistill.errors import ConfigError
+from llmdistill.objectives.targets import softcapped
+from llmdistill.student.head import logit_softcap
 from llmdistill.trainer.states import StateNeeds, forward_states
-
-
-def logit_softcap(model: PreTrainedModel) -> float | None:
-    """C of c·tanh(logits / c), which Gemma 2 and 3 put behind the head; None: plain logits."""
-    value = getattr(model.config, "final_logit_softcapping", None)
-    return None if value is None else float(value)
 
 
 @torch.no_grad()
@@ -38,9 +34,7 @@ def require_usable(model: PreTrainedModel, where: str, packing: bool = True) -> 
     alone = token_ids_BT[:, 4:]
     final_BTD = forward_states(model, alone, positions_BT[:, 4:], StateNeeds()).final_BTD
     logits_BTV = final_BTD @ model.get_output_embeddings().weight.T
-    softcap = logit_softcap(model)
-    if softcap is not None:
-        logits_BTV = softcap * (logits_BTV / softcap).tanh()
+    logits_BTV = softcapped(logits_BTV, logit_softcap(model))
     if not _close(model(alone, use_cache=False).logits, logits_BTV):
         raise ConfigError(
             f"{type(model).__name__} computes its logits otherwise than by the weight of its head (a bias or a scale)",

@@ -1,0 +1,290 @@
+"""The evaluate stage: what each part of evaluation.json is made from."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmdistill.cache.reader import CacheReader
+from llmdistill.cache.storage import commit_bytes
+from llmdistill.config.evaluate import GenerationConfig, SpeedConfig
+from llmdistill.config.run import RunConfig
+from llmdistill.errors import DataError, LLMDistillError
+from llmdistill.evaluation.heldout import RowTable, measure_model, measure_teacher
+from llmdistill.evaluation.intervals import Bootstrap
+from llmdistill.observe.progress import Progress
+from llmdistill.observe.run_folder import RunFolder
+
+Say = Callable[[str], None]
+
+
+def evaluate_run(
+    config: RunConfig, folder: RunFolder, models: dict[str, Path], teacher: Callable[[], Path], say: Say
+) -> None:
+    """Measure all models and write evaluation.json.
+
+    Args:
+        config: the run.
+        folder: of the run.
+        models: name → model folder; `student` is the last, and `sft` or `untrained` what it is compared with.
+        teacher: finds the teacher's folder; asked only for what needs the teacher's weights.
+        say: a line for the person at the terminal.
+
+    Raises:
+        DataError: no held-out record has supervised tokens.
+        ConfigError: lm-eval is asked for and missing, or does not know a task.
+
+    """
+    settings = config.evaluate
+    if settings.lm_eval:
+        from llmdistill.evaluation.harness import require_harness
+
+        require_harness()
+    reader = CacheReader(folder.cache)
+    _, records = reader.split(config.prompts.held_out)
+    rows = int(reader.row_counts[records].sum())
+    if not rows:
+        raise DataError(
+            f"no held-out record with supervised tokens among {len(reader)}",
+            where=str(folder.cache),
+            fix="raise prompts.held_out or add prompts",
+        )
+    document: dict[str, Any] = {
+        "held_out_records": len(records),
+        "held_out_rows": rows,
+        "held_out_fingerprint": hashlib.blake2b(reader.keys.array[records].tobytes(), digest_size=16).hexdigest(),
+        "shape": _shape(models, teacher),
+    }
+    corpus = _Corpus(config, models["untrained"], reader)
+    document |= _held_out(config, reader, records, models, corpus)
+    if settings.generation is not None:
+        document["generation"] = _generation(config, settings.generation, reader, records, models, corpus)
+    if settings.speed is not None:
+        document["speed"] = _speed(settings.speed, models["student"], teacher)
+    if settings.lm_eval:
+        document["lm_eval"] = _lm_eval(config, models)
+    commit_bytes(folder.evaluation, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+    for name, result in document["models"].items():
+        figures = [
+            ("KL", "kl", ".4f"),
+            ("top-1 agreement", "top1_agreement", ".3f"),
+            ("perplexity", "perplexity", ".3f"),
+        ]
+        known = [f"{label} {result[key]:{form}}" for label, key, form in figures if result[key] is not None]
+        say(f"evaluate: {name:<10} " + "  ".join(known))
+
+
+def _held_out(
+    config: RunConfig, reader: CacheReader, records: np.ndarray, models: dict[str, Path], corpus: _Corpus
+) -> dict[str, Any]:
+    import torch
+
+    from llmdistill.evaluation.samples import show_records
+    from llmdistill.evaluation.summary import summarise
+    from llmdistill.evaluation.teacher_side import on_policy
+    from llmdistill.student.creation import load_student
+
+    tables: dict[str, RowTable] = {}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with Progress("evaluate", len(models) * len(records), "records") as progress:
+        for number, (name, folder) in enumerate(models.items()):
+            model: Any = load_student(folder, torch.float32)
+            model.to(device).eval()
+            show = functools.partial(_show_records, progress, number * len(records), name)
+            tables[name] = measure_model(model, reader, records, show)
+            del model
+    teacher = measure_teacher(reader, records)
+    result = summarise(
+        tables,
+        teacher,
+        corpus.sources(records),
+        reader.spec,
+        on_policy(reader.spec),
+        Bootstrap(len(records), config.evaluate.bootstrap),
+        baseline=next(iter(reversed([name for name in models if name != "student"]))),
+    )
+    result["samples"] = show_records(reader, records, tables, corpus.tokenizer, config.evaluate.samples)
+    return result
+
+
+def _show_records(progress: Progress, before: int, name: str, done: int) -> None:
+    progress.update(before + done, name)
+
+
+class _Corpus:
+    """What the prompt files add to the cache's records: names of sources and references, by record key.
+
+    The files may be gone by now; then both are unknown, which the result says.
+    """
+
+    def __init__(self, config: RunConfig, tokenizer_folder: Path, reader: CacheReader) -> None:
+        from llmdistill.prompts.render import load_tokenizer
+
+        self.tokenizer = load_tokenizer(tokenizer_folder)
+        self._config = config
+        self._reader = reader
+
+    @functools.cached_property
+    def _places(self) -> dict[bytes, str]:
+        """Record key → `file:line`."""
+        from llmdistill.prompts.corpus import read_prompts
+        from llmdistill.prompts.requests import make_requests
+
+        config = self._config
+        try:
+            rows = read_prompts(config.prompts)
+            requests = make_requests(rows, self.tokenizer, config.prompts, config.teacher, self._reader.spec).requests
+        except DataError:
+            return {}
+        return {request.key: request.source for request in requests}
+
+    def text(self, token_ids: list[int]) -> str:
+        """What a person reads: special tokens and outer white space left out."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True)).strip()
+
+    def sources(self, records: np.ndarray) -> list[str] | None:
+        """Name of each record's source: what the cache says, else its prompt file; None where one is unknown."""
+        names = [self._reader.sources[number] for number in self._reader.source_numbers[records].tolist()]
+        if not all(names):
+            keys = [self._reader.keys[number] for number in records.tolist()]
+            places = [self._places.get(key, "") for key in keys]
+            names = [name or place.rpartition(":")[0] for name, place in zip(names, places, strict=True)]
+        return names if all(names) else None
+
+    def reference(self, key: bytes, column: str) -> str | None:
+        """The text in a column of the record's prompt row; None where there is none."""
+        path, _, line = self._places.get(key, "").rpartition(":")
+        if not line.isdigit() or not path.endswith((".jsonl", ".json")):
+            return None
+        value = _rows_of(path)[int(line) - 1].get(column)
+        return value if isinstance(value, str) and value.strip() else None
+
+
+@functools.cache
+def _rows_of(path: str) -> list[dict[str, Any]]:
+    """The JSON objects of a prompt file, one for each line; {} for lines that hold none."""
+    rows = []
+    for line in Path(path).read_text(encoding="utf-8-sig").split("\n"):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        rows.append(row if isinstance(row, dict) else {})
+    return rows
+
+
+def _generation(
+    config: RunConfig,
+    settings: GenerationConfig,
+    reader: CacheReader,
+    records: np.ndarray,
+    models: dict[str, Path],
+    corpus: _Corpus,
+) -> dict[str, Any]:
+    from llmdistill.config.teacher import SamplingConfig
+    from llmdistill.evaluation.text_metrics import Answer, score
+    from llmdistill.prompts.keys import sampling_seed
+    from llmdistill.teacher.respond import respond
+
+    prompts, references, stored = _prompts(reader, records, settings, corpus)
+    greedy = SamplingConfig(temperature=0.0, max_new_tokens=settings.max_new_tokens)
+    sampled = SamplingConfig(temperature=settings.temperature, max_new_tokens=settings.max_new_tokens)
+    requests = [(prompt, greedy, 0) for prompt in prompts] + [
+        (prompt, sampled, sampling_seed(settings.seed, prompt, sample))
+        for sample in range(settings.samples)
+        for prompt in prompts
+    ]
+    bootstrap = Bootstrap(len(prompts), config.evaluate.bootstrap)
+    results: dict[str, Any] = {}
+    with Progress("evaluate", len(models), "models answering") as progress:
+        for done, (name, folder) in enumerate(models.items(), start=1):
+            texts = [corpus.text(response) for response in respond(folder, config.teacher, requests)]
+            answers = [
+                Answer(number % len(prompts), text, references[number % len(prompts)])
+                for number, text in enumerate(texts)
+            ]
+            results[name] = {
+                "greedy": score(answers[: len(prompts)], len(prompts), bootstrap),
+                "sampled": score(answers[len(prompts) :], len(prompts), bootstrap),
+            }
+            progress.update(done, name)
+    return {
+        "prompts": len(prompts),
+        "references_from_corpus": len(prompts) - stored,
+        "references_from_cache": stored,
+        "settings": settings.model_dump(),
+        "models": results,
+    }
+
+
+def _prompts(
+    reader: CacheReader, records: np.ndarray, settings: GenerationConfig, corpus: _Corpus
+) -> tuple[list[list[int]], list[str], int]:
+    """Distinct held-out prompts, their references, and how many of those are responses in the cache."""
+    found: dict[tuple[int, ...], str] = {}
+    stored = 0
+    for number in records.tolist():
+        record = reader.read(number)
+        supervised = record.supervised_N.nonzero()[:, 0]
+        if not len(supervised) or len(found) == settings.prompts:
+            continue
+        prompt = tuple(record.token_ids_N[: int(supervised[0])].tolist())
+        if prompt in found:
+            continue
+        reference = corpus.reference(record.key, settings.reference)
+        if reference is None:
+            stored += 1
+            reference = corpus.text(record.token_ids_N[supervised].tolist())
+        found[prompt] = reference
+    return [list(prompt) for prompt in found], list(found.values()), stored
+
+
+def _shape(models: dict[str, Path], teacher: Callable[[], Path]) -> dict[str, Any]:
+    """Sizes of student and teacher; of the teacher None where its folder is not here."""
+    from llmdistill.evaluation.shape import layers_from, model_shape
+
+    result: dict[str, Any] = {"student": model_shape(models["student"]), "teacher": None, "layers_from": None}
+    with contextlib.suppress(LLMDistillError):
+        folder = teacher()
+        result |= {"teacher": model_shape(folder), "layers_from": layers_from(models["untrained"], folder)}
+    return result
+
+
+def _speed(settings: SpeedConfig, student: Path, teacher: Callable[[], Path]) -> dict[str, Any]:
+    """Figures of the student, and of the teacher where its weights are here and fit; else the reason."""
+    from llmdistill.evaluation.speed import available_bytes, measure_speed, weight_bytes
+
+    result: dict[str, Any] = {**settings.model_dump(), "teacher": None}
+    with Progress("evaluate", 2, "models timed") as progress:
+        result["student"] = measure_speed(student, settings.prompt_tokens, settings.new_tokens)
+        progress.update(1, "student")
+        try:
+            folder = teacher()
+            if weight_bytes(folder) > available_bytes() / 2:
+                raise LLMDistillError(
+                    f"its {weight_bytes(folder) / 1e9:.0f} GB do not fit into half of the free memory"
+                )
+            result["teacher"] = measure_speed(folder, settings.prompt_tokens, settings.new_tokens)
+        except LLMDistillError as error:
+            result["teacher_reason"] = error.what
+        progress.update(2, "teacher")
+    return result
+
+
+def _lm_eval(config: RunConfig, models: dict[str, Path]) -> dict[str, Any]:
+    from llmdistill.evaluation.harness import run_tasks
+
+    tasks, limit = config.evaluate.lm_eval, config.evaluate.lm_eval_limit
+    results = {}
+    with Progress("evaluate", len(models), "models in lm-eval") as progress:
+        for done, (name, folder) in enumerate(models.items(), start=1):
+            results[name] = run_tasks(folder, tasks, limit)
+            progress.update(done, name)
+    return {"tasks": list(tasks), "limit": limit, "models": results}

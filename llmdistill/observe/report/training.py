@@ -1,0 +1,105 @@
+"""The parts of the page that show how the run went: curves, rates, worker-hours, and what the cache holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from llmdistill.observe.report.facts import CacheFacts, RunFacts
+from llmdistill.observe.report.svg import Series, histogram, line_chart
+from llmdistill.observe.report.words import NAMES, STYLES
+
+_OBJECTIVES = {"forward_kl": "KL(teacher ‖ student), nats", "sequence_ce": "cross-entropy on responses, nats"}
+_OTHERS = (
+    ("grad_norm", "gradient norm, before clipping"),
+    ("learning_rate", "learning rate"),
+    ("tokens_per_second", "tokens per second"),
+)
+
+
+def curves(run: RunFacts) -> list[Markup]:
+    """Every objective, the gradient norms and the rates over the optimizer steps, for each trained model."""
+    types = dict.fromkeys([*(item["type"] for item in run.config["objectives"]), "sequence_ce"])
+    wanted = [(name, _OBJECTIVES.get(name, name.replace("_", " "))) for name in types]
+    wanted += [(f"{name}_grad_norm", f"gradient norm of {name} at the logits") for name in types]
+    charts = []
+    for key, title in [*wanted, *_OTHERS]:
+        lines = [
+            Series(NAMES.get(name, name), STYLES.get(name, 4), points)
+            for name, steps in run.trainings.items()
+            if (points := [(line["step"], line[key]) for line in steps if key in line])
+        ]
+        if lines:
+            charts.append(line_chart(title, "optimizer step", lines, y_from_zero=key == "tokens_per_second"))
+    return charts
+
+
+def cache_charts(cache: CacheFacts) -> list[Markup]:
+    """Captured mass, entropy and length of the responses."""
+    charts = []
+    if len(cache.mass_R):
+        edges = np.linspace(0, 1, 21)
+        charts.append(histogram("Mass of the kept tokens", "share of the distribution", *_counts(cache.mass_R, edges)))
+    if len(cache.entropy_R):
+        edges = np.linspace(0, max(float(np.ceil(cache.entropy_R.max())), 1.0), 25)
+        charts.append(histogram("Entropy of the teacher", "nats", *_counts(cache.entropy_R, edges)))
+    if len(cache.rows_S):
+        longest = max(int(cache.rows_S.max()), 1)
+        edges = np.linspace(0, longest + 1, min(longest + 2, 25))
+        charts.append(histogram("Supervised tokens of a record", "tokens", *_counts(cache.rows_S, edges)))
+    return charts
+
+
+def _counts(values: np.ndarray, edges: np.ndarray) -> tuple[list[float], list[int]]:
+    return edges.tolist(), np.histogram(values, edges)[0].tolist()
+
+
+def training_rows(run: RunFacts) -> list[dict[str, Any]]:
+    """Steps, tokens, rate, wait for data and worker-hours of each training."""
+    workers = run.config["train"]["workers"]
+    rows = []
+    for name, lines in run.trainings.items():
+        seconds = sum(line["step_seconds"] for line in lines)
+        # With train.logging_steps above 1 only some steps are in the file; they stand for all.
+        total = seconds * lines[-1]["step"] / len(lines)
+        tokens = sum(line["tokens"] for line in lines)
+        rows.append(
+            {
+                "name": NAMES.get(name, name),
+                "steps": lines[-1]["step"],
+                "tokens": round(tokens * lines[-1]["step"] / len(lines)),
+                "seconds": total,
+                "rate": tokens / seconds,
+                "wait": sum(line["data_wait_seconds"] for line in lines) / seconds,
+                "worker_hours": total * workers / 3600,
+            }
+        )
+    return rows
+
+
+def costs(run: RunFacts, price: float | None) -> dict[str, Any]:
+    """Worker-hours: of the trainings by their steps, of the teacher by the time of its stage.
+
+    Args:
+        run: the run.
+        price: of a worker for an hour; None leaves the cost out.
+
+    """
+    teacher = run.config["teacher"]
+    train = sum(row["worker_hours"] for row in training_rows(run))
+    generate = run.seconds.get("generate")
+    # `auto` is as many replicas as the cluster holds, which the run's files do not say.
+    replicas = teacher["replicas"] if isinstance(teacher["replicas"], int) else None
+    width = teacher["tensor_parallel"] * (replicas or 1)
+    hours = None if generate is None else generate * width / 3600
+    known = train + (hours or 0)
+    return {
+        "train": train,
+        "generate": hours,
+        "replicas": replicas,
+        "known": known,
+        "price": price,
+        "cost": None if price is None else known * price,
+    }
