@@ -34,8 +34,8 @@ class FromTeacherConfig(Section):
     """A student cut out of the teacher. Sizes that are not given stay as they are."""
 
     parameters: Annotated[PositiveInt, BeforeValidator(_parameters)] | None = None
-    """Parameters of the student (`60M`, `1.7B`), embeddings included. Its shape is chosen within 5 %, around the sizes that are
-    given beside it; the table of choices is shown."""
+    """Parameters of the student (`60M`, `1.7B`), embeddings included. Its shape is chosen within 5 %, around the sizes
+    that are given beside it; the table of choices is shown."""
     layers: PositiveInt | tuple[NonNegativeInt, ...] | None = None
     """Number of decoder layers, or a list of the teacher's layers to keep (the first is 0)."""
     choose_layers: Literal["uniform", "first_last", "block_influence", "divergence"] = "uniform"
@@ -74,6 +74,11 @@ class FromTeacherConfig(Section):
         """Whether anything but the layers is cut."""
         return bool(self.model_dump(exclude=_CHOICES | {"layers"}, exclude_none=True))
 
+    @property
+    def measures(self) -> bool:
+        """Whether anything is chosen by importance, for which records of the cache are read."""
+        return self.cuts_width or self.choose_layers in ("block_influence", "divergence")
+
 
 _CHOICES = {"choose_layers", "calibration"}
 
@@ -90,7 +95,8 @@ class StudentConfig(Section):
     seed: int = 0
     """Of random weights, and of rows that a vocabulary lacks."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Precision of the student's files, here and after the training; `auto` is that of its origin (bfloat16 for `config`)."""
+    """Precision of the student's files, here and after the training; `auto` is that of its origin (bfloat16 for
+    `config`)."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llmdistill.config.student import FromTeacherConfig
+from llmdistill.config.student import FromTeacherConfig, StudentConfig
 from llmdistill.errors import ConfigError
 from llmdistill.student.calibration import measure_importance, require_sequences
 from llmdistill.student.cutting import cut, decoder_layers
@@ -19,6 +19,7 @@ from llmdistill.student.families import family_of
 from llmdistill.student.folder import save_student
 from llmdistill.student.layer_choice import choose_layers, require_layers
 from llmdistill.student.plan import plan_shape
+from llmdistill.student.random_weights import create_from_config
 from llmdistill.student.selection import choose_widths
 from llmdistill.student.shape import shape_of
 from llmdistill.student.sizes import ParameterCount
@@ -51,8 +52,7 @@ def cut_from_teacher(
         DataError: sequences are needed, and there are none.
 
     """
-    measured = wanted.cuts_width or wanted.choose_layers in ("block_influence", "divergence")
-    usable = require_sequences(sequences) if measured else ()
+    usable = require_sequences(sequences) if wanted.measures else ()
     if not wanted.cuts_width:
         layers = _layers(teacher, wanted, teacher.config.num_hidden_layers, usable)
         return Cut(cut(teacher, layers, None), layers, "")
@@ -71,14 +71,41 @@ def cut_from_teacher(
     return Cut(cut(teacher, layers, widths), layers, plan.table)
 
 
+def create_student(
+    wanted: StudentConfig, teacher_folder: Path, folder: Path, sequences: Iterable[Sequence[int]] = ()
+) -> str:
+    """Write the untrained student that a configuration describes.
+
+    Args:
+        wanted: the `student` section.
+        teacher_folder: the teacher.
+        folder: written.
+        sequences: see `cut_from_teacher`.
+
+    Returns:
+        what it has become, for a person: lines without a full stop.
+
+    Raises:
+        ConfigError: it cannot be.
+        DataError: calibration sequences are needed, and there are none.
+
+    """
+    if wanted.from_teacher is not None:
+        return create_from_teacher(teacher_folder, wanted.from_teacher, folder, sequences, wanted.dtype)
+    if wanted.model is not None:
+        return create_from_model(wanted.model, teacher_folder, folder, wanted.dtype, wanted.seed)
+    assert wanted.config is not None
+    return create_from_config(wanted.config, teacher_folder, folder, wanted.seed, wanted.dtype)
+
+
 def create_from_teacher(
     teacher_folder: Path,
     wanted: FromTeacherConfig,
     folder: Path,
     sequences: Iterable[Sequence[int]] = (),
     dtype: str = "auto",
-) -> Cut:
-    """Write the untrained student; raises as `cut_from_teacher` does.
+) -> str:
+    """Write the student that is cut out of the teacher; raises as `cut_from_teacher` does.
 
     Args:
         teacher_folder: the teacher.
@@ -87,20 +114,26 @@ def create_from_teacher(
         sequences: see `cut_from_teacher`.
         dtype: precision of the files; `auto`: the teacher's.
 
+    Returns:
+        a description.
+
     """
     teacher: Any = AutoModelForCausalLM.from_pretrained(str(teacher_folder), dtype="auto")
+    if torch.cuda.is_available() and wanted.measures:
+        teacher.to("cuda")
     made = cut_from_teacher(teacher, wanted, sequences)
-    save_student(made.student, teacher_folder, folder, dtype)
-    return made
+    note = save_student(made.student, teacher_folder, folder, dtype)
+    layers = f"keeps layers {', '.join(map(str, made.layers))} of the teacher"
+    return "\n".join(part for part in (made.table, f"the student {layers}; {note}") if part)
 
 
-def create_from_model(model: str, teacher_folder: Path, folder: Path, dtype: str = "auto", seed: int = 0) -> int:
-    """Write the untrained student from an existing model, with the teacher's tokenizer files.
+def create_from_model(model: str, teacher_folder: Path, folder: Path, dtype: str = "auto", seed: int = 0) -> str:
+    """Write the student from an existing model, with the teacher's tokenizer files.
 
     Its embeddings grow where the teacher's tokenizer has more tokens, and never shrink.
 
     Returns:
-        rows that were added to its embeddings.
+        a description.
 
     Raises:
         ConfigError: it cannot be loaded, or its tokenizer is another one than the teacher's.
@@ -113,8 +146,9 @@ def create_from_model(model: str, teacher_folder: Path, folder: Path, dtype: str
         raise ConfigError(f"cannot be loaded: {error}", where=where) from None
     require_same_tokenizer(model, teacher_folder, where)
     added = grow_vocabulary(student, vocabulary_size(teacher_folder), seed)
-    save_student(student, teacher_folder, folder, dtype)
-    return added
+    note = save_student(student, teacher_folder, folder, dtype)
+    grown = f" with {added} rows added to its embeddings" if added else ""
+    return f"the student is {model}{grown}; {note}"
 
 
 def _layers(

@@ -1,8 +1,8 @@
 """Cutting a student out of a teacher: some of its layers, and some items of each space within them.
 
 The student is built by its own class from its own config and then given the teacher's weights, so that whatever follows
-from the config (positions in the KV cache, masks per layer, rotary tables) is right by construction. Weights are copied;
-the teacher stays as it was, and so do torch's random numbers.
+from the config (positions in the KV cache, masks per layer, rotary tables) is right by construction. Weights are
+copied; the teacher stays as it was, and so do torch's random numbers.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ def _narrow(
     items: dict[str, torch.Tensor] = {"hidden": widths.hidden, **({} if layer is None else widths.inside[layer])}
     for dimension, axis in enumerate(widths.family.axes(name)):
         if axis != "-":
-            tensor = tensor.index_select(dimension, axis_index(axis, tensor.shape[dimension], sizes, items))
+            index = axis_index(axis, tensor.shape[dimension], sizes, items)
+            tensor = tensor.index_select(dimension, index.to(tensor.device))
     return tensor
 
 

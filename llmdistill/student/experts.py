@@ -81,7 +81,9 @@ def _joined(mlp: Any, routing_E: torch.Tensor, kept: torch.Tensor) -> Neurons:
     return torch.cat(gates), torch.cat(ups), torch.cat(downs, dim=1)
 
 
-def _resized(old: Neurons, importance_M: torch.Tensor, neurons: int, spread: float, generator: torch.Generator) -> Neurons:
+def _resized(
+    old: Neurons, importance_M: torch.Tensor, neurons: int, spread: float, generator: torch.Generator
+) -> Neurons:
     gate, up, down = old
     if neurons <= len(gate):
         kept = best(importance_M, neurons).to(gate.device)
@@ -101,6 +103,8 @@ def _dense_config(config: Any, layers: int, neurons: int) -> Any:
         return type(config).from_dict({**values, "first_k_dense_replace": layers, "intermediate_size": neurons})
     dense_type = _DENSE_TYPE[config.model_type]
     known = AutoConfig.for_model(dense_type).to_dict()
-    shared = {key: value for key, value in values.items() if key in known and key not in ("model_type", "architectures")}
+    shared = {
+        key: value for key, value in values.items() if key in known and key not in ("model_type", "architectures")
+    }
     shared["head_dim"] = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return AutoConfig.for_model(dense_type, **{**shared, "intermediate_size": neurons})

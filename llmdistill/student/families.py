@@ -207,13 +207,9 @@ FAMILIES: Mapping[str, Family] = {
     "smollm3": Family(_OUTSIDE, {**_ATTENTION, **_NORMS, **_GATED}, heads_fill_hidden=True),
     "qwen2": _QWEN2,
     "qwen3": Family(_OUTSIDE, {**_ATTENTION, **_HEAD_NORMS, **_NORMS, **_GATED}),
-    "qwen3_moe": Family(
-        _OUTSIDE, {**_ATTENTION, **_HEAD_NORMS, **_NORMS, **_GATED, **_EXPERTS}, router="mlp.gate"
-    ),
+    "qwen3_moe": Family(_OUTSIDE, {**_ATTENTION, **_HEAD_NORMS, **_NORMS, **_GATED, **_EXPERTS}, router="mlp.gate"),
     "gemma2": Family(_OUTSIDE, {**_ATTENTION, **_FOUR_NORMS, **_GATED}, norms=_FOUR_NORM_NAMES),
-    "gemma3_text": Family(
-        _OUTSIDE, {**_ATTENTION, **_HEAD_NORMS, **_FOUR_NORMS, **_GATED}, norms=_FOUR_NORM_NAMES
-    ),
+    "gemma3_text": Family(_OUTSIDE, {**_ATTENTION, **_HEAD_NORMS, **_FOUR_NORMS, **_GATED}, norms=_FOUR_NORM_NAMES),
     "phi3": _PHI3,
     "gpt2": _GPT2,
     "gpt_neox": _GPT_NEOX,

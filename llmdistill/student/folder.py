@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
 
+from llmdistill.student.trainable import drop_softcap, require_trainable
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -55,8 +57,24 @@ def generation_config(teacher_folder: Path) -> GenerationConfig:
     return result
 
 
-def save_student(student: PreTrainedModel, teacher_folder: Path, folder: Path, dtype: str) -> None:
-    """Write a model folder with the teacher's tokenizer and generation config, in `dtype` (`auto`: as it is)."""
+def save_student(student: PreTrainedModel, teacher_folder: Path, folder: Path, dtype: str) -> str:
+    """Check a student and write its folder, with the teacher's tokenizer and generation config.
+
+    Args:
+        student: the model.
+        teacher_folder: gives the tokenizer.
+        folder: written.
+        dtype: precision of the files; `auto`: as it is.
+
+    Returns:
+        a line for a person: parameters and what was changed.
+
+    Raises:
+        ConfigError: it cannot be trained.
+
+    """
+    uncapped = drop_softcap(student)
+    require_trainable(student)
     if dtype != "auto":
         student.to(getattr(torch, dtype))
         student.config.dtype = getattr(torch, dtype)
@@ -64,6 +82,9 @@ def save_student(student: PreTrainedModel, teacher_folder: Path, folder: Path, d
     student.generation_config = generation_config(teacher_folder)
     student.save_pretrained(str(folder))
     copy_tokenizer(teacher_folder, folder)
+    parameters = sum(parameter.numel() for parameter in student.parameters())
+    cap = ", final_logit_softcapping taken off" if uncapped else ""
+    return f"{parameters:,} parameters in {str(student.dtype).removeprefix('torch.')}{cap}"
 
 
 def _listed(ids: Any) -> list[int]:

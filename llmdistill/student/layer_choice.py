@@ -1,14 +1,15 @@
 """Which of a teacher's layers a student keeps.
 
-| rule | keeps | source |
-|---|---|---|
-| uniform | layers at equal distances, the first and the last among them | DistilBERT, arXiv 1910.01108 |
-| first_last | the first half of the number from the start, the rest from the end | |
-| block_influence | the layers that turn their input most | ShortGPT, arXiv 2403.03853 |
-| divergence | what is left after dropping, one at a time, the layer without which the teacher changes least | SLEB, arXiv 2402.09025, with KL(teacher ‖ shortened teacher) in place of perplexity |
+| rule | keeps |
+|---|---|
+| uniform | layers at equal distances, the first and the last among them (DistilBERT, arXiv 1910.01108) |
+| first_last | the first half of the number from the start, the rest from the end |
+| block_influence | the layers that turn their input most (ShortGPT, arXiv 2403.03853) |
+| divergence | what is left after dropping, one by one, the layer without which the teacher changes least |
 
-`divergence` measures again after each drop, because two neighbours that can each be spared often cannot both be: about
-L²/2 forward passes over the calibration sequences instead of one.
+`divergence` is SLEB (arXiv 2402.09025) with KL(teacher ‖ shortened teacher) in place of perplexity. It measures again
+after each drop, because two neighbours that can each be spared often cannot both be: about L²/2 forward passes over the
+calibration sequences instead of one.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ class _Divergence:
 
     def _logprobs(self, batch: torch.Tensor) -> torch.Tensor:
         rows = torch.linspace(0, batch.shape[1] - 1, min(_ROWS_PER_SEQUENCE, batch.shape[1])).round().long()
-        logits_RV = self._model(batch, use_cache=False).logits[0, rows.to(batch.device)]
+        logits_RV: torch.Tensor = self._model(batch, use_cache=False).logits[0, rows.to(batch.device)]
         return logits_RV.float().log_softmax(dim=-1)
 
     def without(self, dropped: Collection[int]) -> float:

@@ -14,8 +14,8 @@ _COUNTED_FROM_THE_END = ("num_kv_shared_layers",)
 def keep_layers_in_config(values: dict[str, Any], kept: Sequence[int], layers: int) -> dict[str, Any]:
     """A config's values for the layers `kept` of `layers`.
 
-    Per-layer lists are every list that has an entry for each layer and `layer` in its name: layer_types, no_rope_layers,
-    mlp_layer_types, attention_layers and their like. `mlp_only_layers` lists numbers of layers instead.
+    Per-layer lists are every list that has an entry for each layer and `layer` in its name: layer_types,
+    no_rope_layers, mlp_layer_types, attention_layers and their like. `mlp_only_layers` lists numbers of layers instead.
 
     Args:
         values: `config.to_dict()`.

@@ -18,9 +18,10 @@ _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 def create_from_config(
     given: dict[str, Any] | str, teacher_folder: Path, folder: Path, seed: int, dtype: str = "auto"
-) -> int:
-    """Write a student with random weights. What it takes from the teacher where it is not given: the width of the vocabulary and
-    the ids of the special tokens.
+) -> str:
+    """Write a student with random weights.
+
+    The width of the vocabulary and the ids of special tokens are the teacher's where they are not given.
 
     Args:
         given: keys of a config, or a folder with a config.json.
@@ -30,7 +31,7 @@ def create_from_config(
         dtype: precision of the files; `auto`: bfloat16.
 
     Returns:
-        the number of parameters.
+        a description.
 
     Raises:
         ConfigError: the config is not one, or its sizes do not fit together or the teacher's tokenizer.
@@ -40,8 +41,8 @@ def create_from_config(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         student = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    save_student(student, teacher_folder, folder, "bfloat16" if dtype == "auto" else dtype)
-    return sum(parameter.numel() for parameter in student.parameters())
+    note = save_student(student, teacher_folder, folder, "bfloat16" if dtype == "auto" else dtype)
+    return f"the student is a {config.model_type} with random weights; {note}"
 
 
 def student_config(given: dict[str, Any] | str, teacher_folder: Path) -> Any:
@@ -87,7 +88,8 @@ def _require_heads(config: Any, stated: dict[str, Any]) -> None:
     default = getattr(config, "head_dim", None)
     if "qk_rope_head_dim" not in stated and "head_dim" not in stated and default not in (None, hidden // heads):
         raise ConfigError(
-            f"head_dim is not given, and {config.model_type} would take {default}, not hidden_size / heads = {hidden // heads}",
+            f"head_dim is not given, and {config.model_type} would take {default},"
+            f" not hidden_size / heads = {hidden // heads}",
             where=f"{_WHERE}.head_dim",
             fix="write the one that is meant",
         )

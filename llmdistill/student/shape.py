@@ -85,13 +85,15 @@ def require_shape(shape: Shape, family: Family, teacher: Shape, config: Any) -> 
         )
     if shape.head // shape.kv > teacher.head // teacher.kv:
         raise ConfigError(
-            f"{shape.head // shape.kv} heads per key-value head are more than the teacher's {teacher.head // teacher.kv}",
+            f"{shape.head // shape.kv} heads per key-value head are more than"
+            f" the teacher's {teacher.head // teacher.kv}",
             where=f"{where}.num_attention_heads",
             fix=f"use at most {shape.kv * (teacher.head // teacher.kv)} heads, or more key-value heads",
         )
     if fills_hidden(family, teacher) and shape.hidden != shape.head * shape.head_dim:
         raise ConfigError(
-            f"{shape.head} heads of size {shape.head_dim} are not hidden_size {shape.hidden}, as this architecture needs",
+            f"{shape.head} heads of size {shape.head_dim} do not make hidden_size {shape.hidden},"
+            " as this architecture needs",
             where=f"{where}.hidden_size",
             fix=f"use {shape.head * shape.head_dim}",
         )
@@ -104,7 +106,8 @@ def require_shape(shape: Shape, family: Family, teacher: Shape, config: Any) -> 
         )
     if family.mlp_over_hidden and shape.mlp != family.mlp_over_hidden * shape.hidden:
         raise ConfigError(
-            f"this architecture has {family.mlp_over_hidden} neurons for each hidden channel, not {shape.mlp} for {shape.hidden}",
+            f"this architecture has {family.mlp_over_hidden} neurons for each hidden channel,"
+            f" not {shape.mlp} for {shape.hidden}",
             where=f"{where}.intermediate_size",
             fix="leave it out",
         )
@@ -135,7 +138,9 @@ def _require_experts(experts: int, config: Any) -> None:
     groups = getattr(config, "n_group", None) or 1
     open_groups = getattr(config, "topk_group", None) or groups
     # A group is ranked by the sum of its two best experts, so it needs two.
-    least = max(per_token if groups == 1 else math.ceil(per_token / open_groups) * groups, 2 * groups if groups > 1 else 1)
+    least = max(
+        per_token if groups == 1 else math.ceil(per_token / open_groups) * groups, 2 * groups if groups > 1 else 1
+    )
     if experts % groups or experts < least:
         raise ConfigError(
             f"{experts} experts in {groups} groups cannot route {per_token} a token",

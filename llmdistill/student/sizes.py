@@ -5,19 +5,20 @@ The rules, in this order:
 1. Parameters are counted over all weights, embeddings and experts included, tied ones once.
 2. Heads keep their size, and key-value heads are dropped with the query heads that share them; a model with one
    key-value head drops query heads.
-3. hidden_size and intermediate_size are multiples of 64, or of 8 below 1,024 hidden channels in the teacher; hidden_size
-   is a multiple of the heads.
+3. hidden_size and intermediate_size are multiples of 64, or of 8 below 1,024 hidden channels in the teacher;
+   hidden_size is a multiple of the heads.
 4. The embeddings are as narrow as hidden_size; their rows, and a mixture's experts, stay.
-5. Of all shapes within 5 % of the asked number, the one with the smallest cost: the sum of the squared logarithms of what is left of
-   hidden_size, heads and intermediate_size, and twice that of the layers. Even cuts are cheap, and depth is dearer than
-   width (Minitron, arXiv 2407.14679, finds width-pruned models better up to 15B).
+5. Of all shapes within 5 % of the asked number, the one with the smallest cost: the sum of the squared logarithms of
+   what is left of hidden_size, heads and intermediate_size, and twice that of the layers. Even cuts are cheap, and
+   depth is dearer than width (Minitron, arXiv 2407.14679, finds width-pruned models better up to 15B).
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,12 +26,16 @@ import torch
 from llmdistill.errors import ConfigError
 from llmdistill.student.cutting import item_width
 from llmdistill.student.families import Family
+from llmdistill.student.layer_choice import uniform_layers
 from llmdistill.student.shape import Shape, fills_hidden
 
 TOLERANCE = 0.05
 """How far the number of parameters may be from what is asked."""
 
 _DEPTH_COST = 2.0
+
+_HEAD_CHOICES = 16
+"""Numbers of key-value heads that are tried; a teacher with more of them drops several at a time."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +47,14 @@ class Candidate:
     cost: float
 
 
-@dataclass(frozen=True)
-class _Weight:
-    """A parameter's axes as (spaces, width of an item), or its length where it stays."""
-
-    axes: tuple[tuple[tuple[str, ...], int], ...]
-    per_layer: float
-    """How many there are in a layer, on average; 0 outside of layers."""
+_Axes = tuple[tuple[tuple[str, ...], int], ...]
+"""A parameter's axes as (spaces, width of an item); without spaces, the width is that of the axis."""
 
 
 class ParameterCount:
     """Counts the parameters of shapes cut from a teacher, without building them.
+
+    Layers may be of different kinds (dense, mixture of experts); those of a shape are taken at equal distances.
 
     Args:
         parameters: the teacher's parameters by name, tied ones once.
@@ -63,25 +65,31 @@ class ParameterCount:
     """
 
     def __init__(self, parameters: Mapping[str, torch.Tensor], prefix: str, family: Family, teacher: Shape) -> None:
-        self._weights: list[_Weight] = []
+        outside: list[_Axes] = []
+        layers: list[list[_Axes]] = [[] for _ in range(teacher.layers)]
         for name, tensor in parameters.items():
             inner = name.removeprefix(f"{prefix}.")
-            layer = inner.split(".", 1)[1] if inner != name else name
+            number, _, within = inner.partition(".")
             axes = tuple(
                 ((), length) if axis == "-" else (tuple(axis.split("|")), item_width(axis, length, teacher))
-                for axis, length in zip(family.axes(layer), tensor.shape, strict=True)
+                for axis, length in zip(family.axes(name if inner == name else within), tensor.shape, strict=True)
             )
-            self._weights.append(_Weight(axes, 0.0 if inner == name else 1 / teacher.layers))
+            (outside if inner == name else layers[int(number)]).append(axes)
+        self._outside = outside
+        self._kinds = [tuple(layer) for layer in layers]
 
     def __call__(self, shape: Shape) -> int:
-        """Parameters of a shape; with layers of different kinds, as if they were cut evenly."""
-        total = 0.0
-        for weight in self._weights:
-            size = math.prod(
-                width * (sum(shape.size(space) for space in spaces) if spaces else 1) for spaces, width in weight.axes
-            )
-            total += size * (weight.per_layer * shape.layers if weight.per_layer else 1)
-        return round(total)
+        """Parameters of a shape."""
+        kinds = collections.Counter(self._kinds[number] for number in uniform_layers(len(self._kinds), shape.layers))
+        total = _size(self._outside, shape)
+        return total + sum(number * _size(kind, shape) for kind, number in kinds.items())
+
+
+def _size(weights: Iterable[_Axes], shape: Shape) -> int:
+    return sum(
+        math.prod(width * (sum(shape.size(space) for space in spaces) if spaces else 1) for spaces, width in axes)
+        for axes in weights
+    )
 
 
 def choose_shape(
@@ -119,7 +127,9 @@ def choose_shape(
 
 def table(candidates: list[Candidate], teacher: Candidate, rows: int = 6) -> str:
     """The teacher, the chosen shape and the next best ones, for a person."""
-    lines = [f"{'':10}{'layers':>7}{'hidden':>8}{'heads':>7}{'kv':>5}{'mlp':>8}{'experts':>9}{'parameters':>16}{'cost':>8}"]
+    lines = [
+        f"{'':10}{'layers':>7}{'hidden':>8}{'heads':>7}{'kv':>5}{'mlp':>8}{'experts':>9}{'parameters':>16}{'cost':>8}"
+    ]
     marked = [("teacher", teacher), *zip(["chosen"] + [""] * rows, candidates[:rows], strict=False)]
     for mark, candidate in marked:
         shape = candidate.shape
@@ -157,7 +167,8 @@ def _heads(teacher: Shape, fixed: Mapping[str, int]) -> Iterator[tuple[int, int]
     if teacher.kv == 1:
         yield from ((head, 1) for head in range(1, teacher.head + 1))
         return
-    for kv in [fixed["kv"]] if "kv" in fixed else range(1, teacher.kv + 1):
+    step = max(teacher.kv // _HEAD_CHOICES, 1)
+    for kv in [fixed["kv"]] if "kv" in fixed else range(step, teacher.kv + 1, step):
         yield kv * per_group, kv
 
 

@@ -25,7 +25,8 @@ def grow_vocabulary(model: PreTrainedModel, tokens: int, seed: int) -> int:
         rows that were added.
 
     """
-    before = model.get_input_embeddings().weight.shape[0]
+    embeddings: Any = model.get_input_embeddings()
+    before: int = embeddings.weight.shape[0]
     if before >= tokens:
         return 0
     with torch.random.fork_rng(devices=[]):
@@ -54,8 +55,8 @@ def require_same_tokenizer(model: str, teacher_folder: Path, where: str) -> None
     differing = [token for token in ordinary if own.get(token) != other.get(token)]
     if differing:
         raise ConfigError(
-            f"its tokenizer is not the teacher's: {len(differing):,} of {len(ordinary):,} tokens have other ids, for example"
-            f" {min(differing)!r}",
+            f"its tokenizer is not the teacher's: {len(differing):,} of {len(ordinary):,} tokens have other ids,"
+            f" for example {min(differing)!r}",
             where=where,
             fix="use a student of the teacher's family, or student.from_teacher",
         )

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from llmdistill.config.objectives import AnyObjective
 from llmdistill.objectives.chunked_head import chunked_head
 from llmdistill.objectives.terms import make_terms
+from llmdistill.student.packing import packed_hidden_states
 from llmdistill.trainer.data import MicroBatch
 
 
@@ -36,9 +37,7 @@ class DistillationModule(nn.Module):
         self, batch: MicroBatch, progress: float = 1.0, measure_gradients: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """See `ObjectivesHead.forward`."""
-        hidden_BTD = self.student.base_model(
-            input_ids=batch.token_ids_BT, position_ids=batch.positions_BT, use_cache=False
-        ).last_hidden_state
+        hidden_BTD = packed_hidden_states(self.student, batch.token_ids_BT, batch.positions_BT)
         hidden_RD = hidden_BTD.flatten(0, 1)[batch.row_slots_R]
         sums: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self.objectives(
             hidden_RD, self.head_weight(), batch, progress, measure_gradients
