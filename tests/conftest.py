@@ -43,7 +43,7 @@ def tiny_teacher(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory)
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from llmdistill.student.creation import copy_tokenizer
+    from llmdistill.student.folder import copy_tokenizer
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("tiny_teacher")

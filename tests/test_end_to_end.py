@@ -17,7 +17,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmdistill.cache.reader import CacheReader
-from llmdistill.student.creation import TOKENIZER_FILES
+from llmdistill.student.folder import TOKENIZER_FILES
 
 LLMDISTILL = str(Path(sys.executable).parent / "llmdistill")
 

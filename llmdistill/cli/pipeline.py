@@ -41,7 +41,7 @@ PIPELINE = (
     Stage(
         "train", stages.train, ("prompts", "student", "objectives", "train", "evaluate"), ("checkpoints", "untrained")
     ),
-    Stage("export", stages.export, ("evaluate",), ("student",)),
+    Stage("export", stages.export, ("evaluate", "export"), ("student",)),
     Stage("evaluate", stages.evaluate, ("prompts", "evaluate"), ("evaluation",)),
     Stage("report", stages.report, (), ("report",)),
 )

@@ -8,13 +8,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmdistill.cache.index import committed_keys, write_index
+from llmdistill.cache.reader import CacheReader
 from llmdistill.cluster import ray_cluster
+from llmdistill.config.export import ExportConfig
 from llmdistill.config.objectives import AnyObjective, SequenceCEConfig, needs_teacher
 from llmdistill.config.run import RunConfig
 from llmdistill.config.train import TrainConfig
@@ -198,21 +201,25 @@ def _training_progress(job: TrainJob) -> Iterator[Callable[[dict[str, Any]], Non
 
 def make_untrained(run: Run) -> None:
     """Write the student before training, once."""
-    from llmdistill.student.creation import create_from_teacher
+    from llmdistill.student.creation import create_student
 
-    student = run.config.student
     if run.folder.untrained.is_dir():
         return
     temporary = run.folder.path / ".untrained.tmp"
-    if student.from_teacher is not None:
-        kept = create_from_teacher(run.teacher_folder, student.from_teacher.layers, temporary)
-        say(f"train: the student keeps layers {', '.join(map(str, kept))} of the teacher")
-    else:
-        from llmdistill.student.creation import create_from_model
-
-        assert student.model is not None
-        create_from_model(student.model, run.teacher_folder, temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
+    for line in create_student(run.config.student, run.teacher_folder, temporary, _calibration(run)).splitlines():
+        say(f"train: {line}")
     temporary.rename(run.folder.untrained)
+
+
+def _calibration(run: Run) -> Iterator[list[int]]:
+    """Token ids of some training records; records lie in the order of hashes, so the first ones are a fair sample."""
+    wanted = run.config.student.from_teacher
+    assert wanted is not None
+    reader = CacheReader(run.folder.cache)
+    training, _ = reader.split(run.config.prompts.held_out)
+    for number in training[: wanted.calibration.records].tolist():
+        yield reader.read(number).token_ids_N[: wanted.calibration.tokens].tolist()
 
 
 def export(run: Run) -> None:
@@ -230,9 +237,21 @@ def export(run: Run) -> None:
         if checkpoint is None:
             raise DataError("there is no checkpoint", where=str(checkpoints), fix="run `llmdistill train` first")
         card = model_card(name, run.config, index)
-        export_student(checkpoint, run.folder.untrained, folder, run.teacher_folder, card)
-    sentence = write_sentence(run.folder.student)
-    say(f"export: {run.folder.student} answers “What is the capital of France?” with “{sentence}”")
+        options = run.config.export if name == "student" else ExportConfig()
+        export_student(checkpoint, run.folder.untrained, folder, run.teacher_folder, card, options)
+    student = run.folder.student
+    say(f"export: {student} answers “What is the capital of France?” with “{write_sentence(student)}”")
+    if run.config.export.verify_vllm:
+        from llmdistill.config.teacher import SamplingConfig, TeacherConfig
+        from llmdistill.teacher.respond import respond
+
+        greedy = SamplingConfig(temperature=0.0, max_new_tokens=16)
+        tokens = respond(student, TeacherConfig(model=str(student), max_model_len=64), [((1, 2, 3), greedy, 0)])[0]
+        say(f"export: vLLM loads it and writes {len(tokens)} tokens")
+    if run.config.export.push_to_hub:
+        from llmdistill.export.hub import push
+
+        say(f"export: uploaded to {push(student, run.config.export.push_to_hub)}")
 
 
 def evaluate(run: Run) -> None:

@@ -97,7 +97,9 @@ def _explain(error: ValidationError) -> ConfigError:
 
 def _is_union_tag(part: int | str) -> bool:
     # pydantic puts the tag of a discriminated union, or the name of a plain union's member, into the location.
-    return isinstance(part, str) and (part in _OBJECTIVE_TAGS or part.startswith(("literal[", "constrained-")))
+    return isinstance(part, str) and (
+        part in _OBJECTIVE_TAGS or part.startswith(("literal[", "constrained-", "tuple[", "function-"))
+    )
 
 
 def _known_names(location: Sequence[int | str]) -> list[str]:

@@ -54,6 +54,8 @@ def _type(annotation: Any) -> str:
         return " or ".join(f"`{value}`" for value in typing.get_args(annotation))
     if typing.get_origin(annotation) is dict:
         return "mapping"
+    if typing.get_origin(annotation) is tuple:
+        return f"list of {_type(typing.get_args(annotation)[0])}"
     if typing.get_origin(annotation) is typing.Annotated:
         return _type(typing.get_args(annotation)[0])
     if arguments := [argument for argument in typing.get_args(annotation) if argument not in (type(None), ...)]:

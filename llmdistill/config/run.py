@@ -10,6 +10,7 @@ from llmdistill.config.base import Section
 from llmdistill.config.capture import CaptureConfig
 from llmdistill.config.cluster import ClusterConfig
 from llmdistill.config.evaluate import EvaluateConfig
+from llmdistill.config.export import ExportConfig
 from llmdistill.config.objectives import AnyObjective, require_captured
 from llmdistill.config.prompts import PromptsConfig
 from llmdistill.config.structure import StructureObjective
@@ -37,6 +38,8 @@ class RunConfig(Section):
     """How it is trained."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """What is measured."""
+    export: ExportConfig = ExportConfig()
+    """The folder that comes out."""
     cluster: ClusterConfig = ClusterConfig()
     """Where it runs."""
 

@@ -41,9 +41,6 @@ class TrainConfig(Section):
     """Tokens of a packed sequence; longer records are refused."""
     micro_batch_size: PositiveInt = 1
     """Packed sequences per worker and forward pass."""
-    packing: bool = True
-    """Lay several records into a sequence, each seeing itself only. False: one a sequence, for models that cannot tell
-    records apart (BLOOM)."""
     tokens_per_step: PositiveInt = 8192
     """Token slots of an optimizer step over all workers:
     workers × micro_batch_size × sequence_length × accumulation."""

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import shutil
 import uuid
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from llmdistill.config.export import ExportConfig
 from llmdistill.errors import DataError
-from llmdistill.student.creation import copy_tokenizer
+from llmdistill.export.gguf_file import write_gguf
+from llmdistill.export.verify import verify_export
+from llmdistill.student.folder import copy_tokenizer, generation_config
 
 _PREFIX = "student."
 """What `trainer/model.py` puts before the student's own names."""
 
 
-def export_student(checkpoint: Path, init: Path, folder: Path, teacher_folder: Path, model_card: str) -> None:
+def export_student(
+    checkpoint: Path,
+    init: Path,
+    folder: Path,
+    teacher_folder: Path,
+    model_card: str,
+    options: ExportConfig = ExportConfig(),  # noqa: B008 (frozen)
+) -> None:
     """Write the trained student in the precision of its first weights, verified, and only then under its final name.
 
     Args:
@@ -29,40 +38,56 @@ def export_student(checkpoint: Path, init: Path, folder: Path, teacher_folder: P
         folder: written anew.
         teacher_folder: gives tokenizer files (byte for byte) and generation config.
         model_card: text of README.md.
+        options: the `export` section.
 
     Raises:
+        ConfigError: a GGUF file is asked for, and the student's architecture or tokenizer has none.
         DataError: the checkpoint lacks weights, has empty ones, or does not load back strictly.
 
     """
-    weights = full_weights(checkpoint)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(init), dtype="auto")
-    dtype = model.dtype
-    tied = set(model.state_dict()) - {name for name, _ in model.named_parameters()} - set(dict(model.named_buffers()))
-    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
-    for name, shape in expected.items():
-        if name not in weights or weights[name].shape != shape:
-            found = tuple(weights[name].shape) if name in weights else "nothing"
-            raise DataError(
-                f"the weight {name} must have shape {tuple(shape)}, the checkpoint has {found}", str(checkpoint)
-            )
-    if unknown := set(weights) - set(expected) - tied:
-        raise DataError(f"weights that the student does not have: {', '.join(sorted(unknown))}", str(checkpoint))
-    model.load_state_dict({name: weights[name].to(dtype) for name in expected}, strict=False)
-    model.tie_weights()
+    model = trained_model(checkpoint, init)
     model.config._name_or_path = ""
-    model.generation_config = _generation_config(teacher_folder)
+    model.generation_config = generation_config(teacher_folder)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
-        model.save_pretrained(str(temporary))
+        model.save_pretrained(str(temporary), max_shard_size=options.max_shard_size)
         copy_tokenizer(teacher_folder, temporary)
         (temporary / "README.md").write_text(model_card, encoding="utf-8")
-        _verify(temporary, model)
+        verify_export(temporary, model)
+        if options.gguf:
+            write_gguf(temporary, options.gguf)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     except OSError as error:
         raise DataError(f"cannot write the student: {error}", where=str(folder)) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def trained_model(checkpoint: Path, init: Path) -> PreTrainedModel:
+    """The student with the weights of a checkpoint, in the precision of its first weights.
+
+    Raises:
+        DataError: the checkpoint lacks weights, or has empty or unknown ones.
+
+    """
+    weights = full_weights(checkpoint)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(init), dtype="auto")
+    expected = dict(model.named_parameters())
+    tied = set(model.state_dict()) - set(expected) - set(dict(model.named_buffers()))
+    for name, parameter in expected.items():
+        if name not in weights or weights[name].shape != parameter.shape:
+            found = tuple(weights[name].shape) if name in weights else "nothing"
+            raise DataError(
+                f"the weight {name} must have shape {tuple(parameter.shape)}, the checkpoint has {found}",
+                str(checkpoint),
+            )
+    buffers = {name for name, _ in model.named_buffers()}
+    if unknown := set(weights) - set(expected) - tied - buffers:
+        raise DataError(f"weights that the student does not have: {', '.join(sorted(unknown))}", str(checkpoint))
+    model.load_state_dict({name: weights[name].to(expected[name].dtype) for name in expected}, strict=False)
+    model.tie_weights()
+    return model
 
 
 def full_weights(checkpoint: Path, prefix: str = _PREFIX) -> dict[str, torch.Tensor]:
@@ -101,34 +126,3 @@ def write_sentence(folder: Path, prompt: str = "What is the capital of France?")
     with torch.inference_mode():
         output = model.generate(**inputs, max_new_tokens=40, do_sample=False)
     return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
-
-
-def _generation_config(teacher_folder: Path) -> GenerationConfig:
-    """The teacher's, with every end token of its tokenizer and its own list."""
-    try:
-        config = GenerationConfig.from_pretrained(str(teacher_folder))
-    except OSError:
-        config = GenerationConfig()
-    eos = AutoTokenizer.from_pretrained(str(teacher_folder)).eos_token_id
-    listed: Any = config.eos_token_id
-    ends = {*(listed if isinstance(listed, list) else [listed]), eos} - {None}
-    config.eos_token_id = sorted(ends) if len(ends) > 1 else next(iter(ends), None)
-    return config
-
-
-def _verify(folder: Path, model: PreTrainedModel) -> None:
-    """Load the folder as a user would and compare.
-
-    Raises:
-        DataError: keys are missing or unexpected, or logits differ.
-
-    """
-    answer: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto", output_loading_info=True)
-    loaded, report = answer
-    faults = {key: sorted(value) for key, value in report.items() if key.endswith("_keys") and value}
-    if faults:
-        raise DataError(f"the exported student does not load cleanly: {json.dumps(faults)}", where=str(folder))
-    token_ids = torch.arange(16).unsqueeze(0) % model.config.vocab_size
-    with torch.inference_mode():
-        if not torch.equal(loaded(token_ids).logits, model.eval()(token_ids).logits):
-            raise DataError("the exported student gives other logits than the trained one", where=str(folder))

@@ -6,10 +6,11 @@ from typing import Any
 
 from llmdistill import __version__
 from llmdistill.config.run import RunConfig
+from llmdistill.config.student import StudentConfig
 
 _TEMPLATE = """\
 ---
-library_name: transformers
+library_name: transformers{licence}
 pipeline_tag: text-generation
 tags: [distillation, llmdistill]
 ---
@@ -26,7 +27,7 @@ Distilled from `{teacher}` with llmdistill {version}.
 | data | {records} records, {rows} supervised tokens, mode `{mode}`, capture `{kind}` {top_k} |
 | training | {epochs} epochs, learning rate {lr}, {tokens_per_step} tokens a step, ZeRO stage {zero_stage} |
 
-The licence of the teacher, and of the prompts, applies to this model too.
+The licences of the teacher and of the prompts apply to this model too.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -46,7 +47,6 @@ def model_card(name: str, config: RunConfig, index: dict[str, Any]) -> str:
         index: index.json of the run's cache.
 
     """
-    student = config.student
     distilled = name == "student"
     objectives = ", ".join(f"{item.weight:g} × {item.type}" for item in config.objectives)
     return _TEMPLATE.format(
@@ -54,7 +54,8 @@ def model_card(name: str, config: RunConfig, index: dict[str, Any]) -> str:
         version=__version__,
         teacher=config.teacher.model,
         teacher_fingerprint=index["spec"]["teacher"],
-        student=f"{student.from_teacher.layers} of the teacher's layers" if student.from_teacher else student.model,
+        licence=f"\nlicense: {config.export.licence}" if config.export.licence else "",
+        student=_origin(config.student),
         objectives=objectives if distilled else "1 × sequence_ce",
         records=index["records"],
         rows=index["rows"],
@@ -63,3 +64,12 @@ def model_card(name: str, config: RunConfig, index: dict[str, Any]) -> str:
         top_k=config.capture.top_k,
         **config.train.model_dump(include={"epochs", "lr", "tokens_per_step", "zero_stage"}),
     )
+
+
+def _origin(student: StudentConfig) -> str:
+    if student.model is not None:
+        return f"`{student.model}`"
+    if student.from_teacher is None:
+        return "random weights"
+    sizes = student.from_teacher.model_dump(exclude={"calibration"}, exclude_none=True, exclude_defaults=True)
+    return "cut out of the teacher: " + ", ".join(f"{key} {value}" for key, value in sizes.items())

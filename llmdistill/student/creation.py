@@ -1,125 +1,163 @@
-"""A student made of a teacher's own layers, saved as a plain Hugging Face folder."""
+"""The student before training, as a plain Hugging Face folder: cut out of the teacher, or any other model."""
 
 from __future__ import annotations
 
-import copy
-import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from llmdistill.config.student import FromTeacherConfig, StudentConfig
 from llmdistill.errors import ConfigError
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-"""Copied byte for byte from the teacher, where it has them."""
-
-
-def uniform_layers(teacher_layers: int, student_layers: int) -> list[int]:
-    """Indices of the kept layers at equal distances, first and last included; of one layer, the last.
-
-    Raises:
-        ConfigError: the teacher has fewer layers.
-
-    """
-    if student_layers > teacher_layers:
-        raise ConfigError(
-            f"the teacher has {teacher_layers} layers, {student_layers} are asked for",
-            where="student.from_teacher.layers",
-            fix=f"use at most {teacher_layers}",
-        )
-    if student_layers == 1:
-        return [teacher_layers - 1]
-    step = (teacher_layers - 1) / (student_layers - 1)
-    return [round(index * step) for index in range(student_layers)]
+from llmdistill.student.calibration import measure_importance, require_sequences
+from llmdistill.student.cutting import cut, decoder_layers
+from llmdistill.student.experts import make_dense
+from llmdistill.student.families import family_of
+from llmdistill.student.folder import save_student
+from llmdistill.student.layer_choice import choose_layers, require_layers
+from llmdistill.student.plan import plan_shape
+from llmdistill.student.random_weights import create_from_config
+from llmdistill.student.selection import choose_widths
+from llmdistill.student.shape import shape_of
+from llmdistill.student.sizes import ParameterCount
+from llmdistill.student.vocabulary import grow_vocabulary, require_same_tokenizer, vocabulary_size
 
 
-def keep_layers(teacher: PreTrainedModel, kept: list[int]) -> PreTrainedModel:
-    """A deep copy of a model with only the decoder layers `kept`, in that order; the teacher is untouched.
+@dataclass(frozen=True)
+class Cut:
+    """A student and how it came about."""
+
+    student: PreTrainedModel
+    layers: list[int]
+    """The teacher's layers that it keeps."""
+    table: str
+    """What its shape was chosen from; empty where it was given."""
+
+
+def cut_from_teacher(
+    teacher: PreTrainedModel, wanted: FromTeacherConfig, sequences: Iterable[Sequence[int]] = ()
+) -> Cut:
+    """A student out of a teacher, which stays as it was.
+
+    Args:
+        teacher: in the precision that the student shall have.
+        wanted: its sizes.
+        sequences: token ids on which importance is measured; read only where something is chosen by it.
 
     Raises:
-        ConfigError: the model's decoder layers cannot be found.
+        ConfigError: the sizes or the architecture do not allow it.
+        DataError: sequences are needed, and there are none.
 
     """
-    layers = getattr(teacher.base_model, "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise ConfigError(
-            f"the decoder layers of {type(teacher).__name__} are not known",
-            where="student.from_teacher",
-            fix="give student.model instead",
-        )
-    student: Any = copy.deepcopy(teacher)
-    selected: Any = nn.ModuleList([student.base_model.layers[index] for index in kept])
-    for index, layer in enumerate(selected):
-        for module in layer.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = index  # the position in the KV cache
-    student.base_model.layers = selected
-    config = student.config
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[index] for index in kept]
-    if getattr(config, "max_window_layers", None):
-        config.max_window_layers = min(config.max_window_layers, len(kept))
-    config.num_hidden_layers = len(kept)
-    result: PreTrainedModel = student
-    return result
+    usable = require_sequences(sequences) if wanted.measures else ()
+    if not wanted.cuts_width:
+        layers = _layers(teacher, wanted, teacher.config.num_hidden_layers, usable)
+        return Cut(cut(teacher, layers, None), layers, "")
+    family = family_of(teacher.config)
+    importance = measure_importance(teacher, family, usable)
+    if wanted.dense_experts is not None:
+        teacher = make_dense(teacher, family, importance, wanted.dense_experts)
+        family = family_of(teacher.config)
+        importance = measure_importance(teacher, family, usable)
+    shape = shape_of(teacher.config, family)
+    count = ParameterCount(dict(teacher.named_parameters()), decoder_layers(teacher)[0], family, shape)
+    plan = plan_shape(wanted, count, shape, family, teacher.config)
+    layers = _layers(teacher, wanted, plan.shape.layers, usable)
+    groups = getattr(teacher.config, "n_group", None) or 1
+    widths = choose_widths(importance, family, layers, plan.shape, shape, groups)
+    return Cut(cut(teacher, layers, widths), layers, plan.table)
 
 
-def create_from_teacher(teacher_folder: Path, layers: int, folder: Path) -> list[int]:
-    """Write the untrained student: weights in the teacher's precision, its tokenizer files byte for byte.
+def create_student(
+    wanted: StudentConfig, teacher_folder: Path, folder: Path, sequences: Iterable[Sequence[int]] = ()
+) -> str:
+    """Write the untrained student that a configuration describes.
+
+    Args:
+        wanted: the `student` section.
+        teacher_folder: the teacher.
+        folder: written.
+        sequences: see `cut_from_teacher`.
 
     Returns:
-        the teacher's layers that were kept.
-
-    """
-    teacher = AutoModelForCausalLM.from_pretrained(str(teacher_folder), dtype="auto")
-    kept = uniform_layers(teacher.config.num_hidden_layers, layers)
-    student = keep_layers(teacher, kept)
-    student.config._name_or_path = ""
-    student.save_pretrained(str(folder))
-    copy_tokenizer(teacher_folder, folder)
-    return kept
-
-
-def create_from_model(model: str, teacher_folder: Path, folder: Path) -> None:
-    """Write the untrained student from an existing model, with the teacher's tokenizer files.
+        what it has become, for a person: lines without a full stop.
 
     Raises:
-        ConfigError: it cannot be loaded, or its vocabulary is narrower than the teacher's tokenizer.
+        ConfigError: it cannot be.
+        DataError: calibration sequences are needed, and there are none.
 
     """
+    if wanted.from_teacher is not None:
+        return create_from_teacher(teacher_folder, wanted.from_teacher, folder, sequences, wanted.dtype)
+    if wanted.model is not None:
+        return create_from_model(wanted.model, teacher_folder, folder, wanted.dtype, wanted.seed)
+    assert wanted.config is not None
+    return create_from_config(wanted.config, teacher_folder, folder, wanted.seed, wanted.dtype)
+
+
+def create_from_teacher(
+    teacher_folder: Path,
+    wanted: FromTeacherConfig,
+    folder: Path,
+    sequences: Iterable[Sequence[int]] = (),
+    dtype: str = "auto",
+) -> str:
+    """Write the student that is cut out of the teacher; raises as `cut_from_teacher` does.
+
+    Args:
+        teacher_folder: the teacher.
+        wanted: the student's sizes.
+        folder: written.
+        sequences: see `cut_from_teacher`.
+        dtype: precision of the files; `auto`: the teacher's.
+
+    Returns:
+        a description.
+
+    """
+    teacher: Any = AutoModelForCausalLM.from_pretrained(str(teacher_folder), dtype="auto")
+    if torch.cuda.is_available() and wanted.measures:
+        teacher.to("cuda")
+    made = cut_from_teacher(teacher, wanted, sequences)
+    note = save_student(made.student, teacher_folder, folder, dtype)
+    layers = f"keeps layers {', '.join(map(str, made.layers))} of the teacher"
+    return "\n".join(part for part in (made.table, f"the student {layers}; {note}") if part)
+
+
+def create_from_model(model: str, teacher_folder: Path, folder: Path, dtype: str = "auto", seed: int = 0) -> str:
+    """Write the student from an existing model, with the teacher's tokenizer files.
+
+    Its embeddings grow where the teacher's tokenizer has more tokens, and never shrink.
+
+    Returns:
+        a description.
+
+    Raises:
+        ConfigError: it cannot be loaded, or its tokenizer is another one than the teacher's.
+
+    """
+    where = f"student.model: {model}"
     try:
-        student = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+        student: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot be loaded: {error}", where=f"student.model: {model}") from None
-    vocabulary_size = len(AutoTokenizer.from_pretrained(str(teacher_folder)))
-    if student.config.vocab_size < vocabulary_size:
-        raise ConfigError(
-            f"its vocabulary of {student.config.vocab_size} is narrower than the teacher's {vocabulary_size} tokens",
-            where=f"student.model: {model}",
-            fix="use a student of the teacher's family, or student.from_teacher",
-        )
-    student.save_pretrained(str(folder))
-    copy_tokenizer(teacher_folder, folder)
+        raise ConfigError(f"cannot be loaded: {error}", where=where) from None
+    require_same_tokenizer(model, teacher_folder, where)
+    added = grow_vocabulary(student, vocabulary_size(teacher_folder), seed)
+    note = save_student(student, teacher_folder, folder, dtype)
+    grown = f" with {added} rows added to its embeddings" if added else ""
+    return f"the student is {model}{grown}; {note}"
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer's files, its chat template included."""
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+def _layers(
+    teacher: PreTrainedModel, wanted: FromTeacherConfig, count: int, sequences: Sequence[Sequence[int]]
+) -> list[int]:
+    total = len(decoder_layers(teacher)[1])
+    if isinstance(wanted.layers, tuple):
+        return require_layers(wanted.layers, total)
+    return choose_layers(teacher, wanted.layers or count, wanted.choose_layers, sequences)
 
 
 def load_student(folder: Path, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:

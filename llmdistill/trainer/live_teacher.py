@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from llmdistill.objectives.targets import HeadTargets
 from llmdistill.student.creation import load_student
 from llmdistill.student.head import logit_softcap
+from llmdistill.student.trainable import require_trainable
 from llmdistill.trainer.data import MicroBatch
-from llmdistill.trainer.model_checks import require_usable
 from llmdistill.trainer.states import StateNeeds, States, forward_states
 
 
@@ -28,9 +28,7 @@ class LiveTeacher:
     needs: StateNeeds
 
     @staticmethod
-    def load(
-        folder: Path, dtype: torch.dtype, vocabulary_size: int, needs: StateNeeds, packing: bool = True
-    ) -> LiveTeacher:
+    def load(folder: Path, dtype: torch.dtype, vocabulary_size: int, needs: StateNeeds) -> LiveTeacher:
         """The teacher of a model folder, ready for inference.
 
         Raises:
@@ -38,7 +36,7 @@ class LiveTeacher:
 
         """
         model = load_student(folder, dtype, needs.attention_implementation).eval().requires_grad_(False)
-        require_usable(model, f"the teacher {folder}", packing)
+        require_trainable(model, f"the teacher {folder}")
         return LiveTeacher(model, vocabulary_size, needs)
 
     def to(self, device: torch.device) -> LiveTeacher:

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from llmdistill.cache.order import StepPlan, plan_steps
@@ -16,6 +15,7 @@ from llmdistill.errors import DataError, TrainingError
 from llmdistill.objectives.balance import balanced_factors
 from llmdistill.objectives.terms import weight_at
 from llmdistill.student.creation import load_student
+from llmdistill.student.trainable import require_trainable
 from llmdistill.trainer.checkpoint import (
     CheckpointState,
     latest_checkpoint,
@@ -33,7 +33,6 @@ from llmdistill.trainer.job import TrainJob
 from llmdistill.trainer.live_teacher import LiveTeacher
 from llmdistill.trainer.metrics import MetricsFile
 from llmdistill.trainer.model import DistillationModule
-from llmdistill.trainer.model_checks import require_usable
 from llmdistill.trainer.states import StateNeeds
 
 _MEASURE_EVERY = 10
@@ -63,9 +62,9 @@ def make_plan(reader: CacheReader, job: TrainJob) -> StepPlan:
             fix=f"use a train.sequence_length of at least {longest}",
         )
     sequences_per_step = job.train.tokens_per_step // job.train.sequence_length
-    # A record that counts as a whole sequence is packed with no other.
-    lengths = reader.token_counts if job.train.packing else np.full_like(reader.token_counts, job.train.sequence_length)
-    return plan_steps(lengths, records, job.train.epochs, job.train.seed, job.train.sequence_length, sequences_per_step)
+    return plan_steps(
+        reader.token_counts, records, job.train.epochs, job.train.seed, job.train.sequence_length, sequences_per_step
+    )
 
 
 def first_and_total_steps(job: TrainJob) -> tuple[int, int]:
@@ -151,14 +150,14 @@ def make_module(job: TrainJob, vocabulary_size: int) -> DistillationModule:
     """
     dtype, needs = _DTYPES[job.train.precision], StateNeeds.of(job.objectives)
     student = load_student(job.init, dtype, needs.attention_implementation)
-    require_usable(student, f"the student {job.init}", job.train.packing)
+    require_trainable(student, f"the student {job.init}")
     student.train()
     if job.train.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
     teacher = None
     if job.teacher is not None:
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-        teacher = LiveTeacher.load(job.teacher, dtype, vocabulary_size, needs, job.train.packing).to(device)
+        teacher = LiveTeacher.load(job.teacher, dtype, vocabulary_size, needs).to(device)
     return DistillationModule(student, vocabulary_size, job.objectives, teacher, job.train.soft_labels == "live")
 
 
@@ -174,8 +173,7 @@ def evaluate_held_out(engine: Any, reader: CacheReader, job: TrainJob, rank: int
             fix="raise prompts.held_out, or leave train.eval_steps out",
         )
     size, length = job.train.micro_batch_size, job.train.sequence_length
-    lengths = reader.token_counts if job.train.packing else np.full_like(reader.token_counts, length)
-    plan = plan_steps(lengths, records, 1, job.train.seed, length, num_ranks * size)
+    plan = plan_steps(reader.token_counts, records, 1, job.train.seed, length, num_ranks * size)
     sums = torch.zeros(len(job.objectives), device=engine.device)
     engine.eval()
     for step in read_ahead(reader, plan, 0, rank, num_ranks, size, length):

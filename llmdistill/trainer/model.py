@@ -15,10 +15,9 @@ from llmdistill.objectives.chunked_head import chunked_head
 from llmdistill.objectives.self_distillation import deep_supervision
 from llmdistill.objectives.targets import TeacherTargets
 from llmdistill.objectives.terms import Term, make_terms, weight_at
-from llmdistill.student.head import logit_softcap
+from llmdistill.student.head import final_norm, logit_softcap
 from llmdistill.trainer.data import MicroBatch
 from llmdistill.trainer.live_teacher import LiveTeacher
-from llmdistill.trainer.model_checks import final_norm
 from llmdistill.trainer.states import StateNeeds, States, forward_states
 from llmdistill.trainer.structure import StructureObjectives
 

@@ -23,6 +23,7 @@ from llmdistill.config.structure import (
     RelationConfig,
 )
 from llmdistill.errors import ConfigError
+from llmdistill.student.packing import PackedOutput, forward_packed
 
 _OF_STATES = (
     HiddenMSEConfig,
@@ -60,15 +61,9 @@ class StateNeeds:
 
 
 @dataclass(frozen=True)
-class States:
+class States(PackedOutput):
     """Of the B sequences of T slots of a micro-batch; L is the number of blocks."""
 
-    final_BTD: torch.Tensor
-    """After the last norm: what the head reads."""
-    hidden: tuple[torch.Tensor, ...] = ()
-    """L + 1 tensors [B, T, D]; 0 is the embeddings, the last equals `final_BTD`."""
-    attentions: tuple[torch.Tensor, ...] = ()
-    """L tensors [B, H, T, T]: probabilities, query × key."""
     vectors: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     """`queries`, `keys`, `values` → L tensors [B, T, heads × head width]."""
 
@@ -89,19 +84,8 @@ def forward_states(
 
     """
     with _recorded_vectors(model, needs.vectors) as vectors:
-        output: Any = model.base_model(
-            input_ids=token_ids_BT,
-            position_ids=positions_BT,
-            use_cache=False,
-            output_hidden_states=needs.hidden,
-            output_attentions=needs.attentions,
-        )
-    return States(
-        output.last_hidden_state,
-        tuple(output.hidden_states) if needs.hidden else (),
-        tuple(output.attentions) if needs.attentions else (),
-        vectors,
-    )
+        output = forward_packed(model, token_ids_BT, positions_BT, needs.hidden, needs.attentions)
+    return States(output.final_BTD, output.hidden, output.attentions, vectors)
 
 
 @contextmanager

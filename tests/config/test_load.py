@@ -47,7 +47,20 @@ def test_overrides_reach_any_leaf(path: Path) -> None:
         ("prompts.sources.0.pth=b", "did you mean prompts.sources.0.path?"),
         ("train.lr=fast", "train.lr: Input should be a valid number, unable to parse string as a number, got 'fast'"),
         ("train.tokens_per_step=9000", "use 8192"),
-        ("student.from_teacher=null", "exactly one of student.from_teacher and student.model"),
+        ("student.from_teacher=null", "exactly one of student.from_teacher, student.model and"),
+        ("student.model=other", "exactly one of student.from_teacher, student.model and"),
+        (
+            "student.from_teacher.parameters=many",
+            "student.from_teacher.parameters: 'many' is not a number of parameters",
+        ),
+        (
+            "student.from_teacher.layers=[0, -1]",
+            "student.from_teacher.layers.1: Input should be greater than or equal to 0",
+        ),
+        ("student.from_teacher={choose_layers: uniform}", "give a size, one of dense_experts, experts, hidden_size"),
+        ("student.from_teacher={experts: 2, dense_experts: 2}", "give one of them"),
+        ("student.from_teacher={layers: [1], choose_layers: divergence}", "nothing for choose_layers to choose"),
+        ("student={config: {hidden_size: 8}}", "student.config needs a model_type"),
         ("objectives.0.temperature=2", "log-sum-exp at that temperature"),
         ("objectives.5.weight=1", "'5' is not an item of a list of 2"),
         ("output.folder=1", "'output' holds a value and has no keys below it"),
@@ -59,6 +72,16 @@ def test_faults_are_named(path: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(path, [override])
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("60M", 60_000_000), ("1.7B", 1_700_000_000), ("1.7 b", 1_700_000_000), ("500", 500), ("2k", 2000)],
+)
+def test_numbers_of_parameters(path: Path, text: str, number: int) -> None:
+    student = load_config(path, [f"student.from_teacher.parameters={text}"]).student
+    assert student.from_teacher is not None
+    assert student.from_teacher.parameters == number
 
 
 def test_missing_section_and_missing_file(tmp_path: Path, path: Path) -> None:

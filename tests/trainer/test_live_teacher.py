@@ -10,27 +10,22 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
-    PhiConfig,
-    PhiForCausalLM,
 )
 
 from llmdistill.cache.reader import CacheReader
 from llmdistill.config.objectives import AnyObjective, needs_teacher
-from llmdistill.errors import ConfigError
 from llmdistill.export.huggingface import full_weights
 from llmdistill.student.creation import create_from_teacher, load_student
+from llmdistill.student.trainable import require_trainable
 from llmdistill.trainer.checkpoint import latest_checkpoint
 from llmdistill.trainer.data import collate
 from llmdistill.trainer.live_teacher import LiveTeacher
 from llmdistill.trainer.metrics import read_metrics
 from llmdistill.trainer.model import DistillationModule
-from llmdistill.trainer.model_checks import require_usable
 from llmdistill.trainer.states import StateNeeds
 from tests.helpers import SPEC, make_cache
 from tests.trainer.run_ranks import job_for, run_ranks
@@ -189,19 +184,6 @@ def test_projectors_learn_and_are_saved_and_the_teacher_stays(
     assert not [name for name in full_weights(checkpoint) if "projector" in name]
 
 
-def test_a_head_with_a_bias_and_a_model_that_ignores_record_bounds_are_refused() -> None:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 64, "hidden_size": 32}
-    phi = PhiForCausalLM(PhiConfig(**sizes, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2))
-    torch.nn.init.normal_(phi.lm_head.bias)
-    with pytest.raises(ConfigError, match="PhiForCausalLM computes its logits otherwise"):
-        require_usable(phi, "the student")
-    bloom = BloomForCausalLM(BloomConfig(**sizes, n_layer=2, n_head=2))
-    with pytest.raises(ConfigError, match="see each other in BloomForCausalLM"):
-        require_usable(bloom, "the student")
-    require_usable(bloom, "the student", packing=False)
-
-
 def test_softcapped_logits_are_those_of_the_model(reader: CacheReader) -> None:
     torch.manual_seed(0)
     config = Gemma2Config(
@@ -216,7 +198,7 @@ def test_softcapped_logits_are_those_of_the_model(reader: CacheReader) -> None:
         initializer_range=0.5,
     )
     student = Gemma2ForCausalLM(config).eval()
-    require_usable(student, "the student")
+    require_trainable(student)
     module = DistillationModule(student, SPEC.vocabulary_size, parse({"type": "sequence_ce"}))
     batch = collate(reader, [(0,)], 20)
     logits = student(batch.token_ids_BT, position_ids=batch.positions_BT).logits[0, batch.row_slots_R]

@@ -11,7 +11,6 @@ from llmdistill.student.creation import create_from_teacher, load_student
 from llmdistill.trainer.checkpoint import latest_checkpoint, read_state
 from llmdistill.trainer.data import collate
 from llmdistill.trainer.live_teacher import LiveTeacher
-from llmdistill.trainer.loop import make_plan
 from llmdistill.trainer.metrics import read_metrics
 from llmdistill.trainer.model import DistillationModule
 from llmdistill.trainer.states import StateNeeds
@@ -105,15 +104,6 @@ def test_drawn_entries_give_the_cross_entropy_less_the_entropy(tiny_teacher: Pat
         expected += -(logprobs.exp() * student.gather(1, ids)).sum() - record.rows.entropy_R.sum()
     torch.testing.assert_close(value, expected.detach(), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(total, 0.9 * expected, rtol=1e-4, atol=1e-3)
-
-
-def test_without_packing_each_sequence_holds_one_record(tmp_path: Path) -> None:
-    make_cache(tmp_path, records=9)
-    job = job_for(tmp_path, tmp_path, tmp_path, packing=False, epochs=1)
-    plan = make_plan(CacheReader(tmp_path), job)
-    batches = [batch for step in range(len(plan)) for batch in plan.micro_batches(step, 0, 1, 1)]
-    assert sorted(records for batch in batches for sequence in batch for records in sequence) == list(range(9))
-    assert max(len(sequence) for batch in batches for sequence in batch) == 1
 
 
 def test_temperatures_follow_their_schedule(tiny_teacher: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmdistill.config.student import FromTeacherConfig
 from llmdistill.errors import DataError
 from llmdistill.export.huggingface import export_student, full_weights
 from llmdistill.student.creation import create_from_teacher, load_student
@@ -23,7 +24,7 @@ def inputs(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     """A cache, and an untrained student of two layers."""
     folder = tmp_path_factory.mktemp("inputs")
     make_cache(folder / "cache", records=24)
-    assert create_from_teacher(tiny_teacher, 2, folder / "init") == [0, 3]
+    create_from_teacher(tiny_teacher, FromTeacherConfig(layers=2), folder / "init")
     return folder / "cache", folder / "init"
 
 
