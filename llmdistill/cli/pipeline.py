@@ -53,7 +53,7 @@ def run_stages(config: RunConfig, until: str | None) -> None:
             what it finds (committed records, checkpoints of the same training).
 
     """
-    _quiet_libraries()
+    quiet_libraries()
     run = stages.Run(config, RunFolder(Path(config.output).resolve()))
     folder = run.folder
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def fingerprint(config: RunConfig, stage: Stage, before: str) -> str:
     return digest.hexdigest()
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Progress bars and banners of libraries would tear our own."""
     import torch
 
