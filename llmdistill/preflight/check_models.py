@@ -37,7 +37,8 @@ def check_tensor_parallel(config: RunConfig, facts: Facts) -> list[Finding]:
                 f"use teacher.tensor_parallel {kv_heads} and more replicas, if the weights fit",
             )
         ]
-    return [ok("tensor parallel", f"{asked}: {heads} heads and {kv_heads} KV heads, {heads // asked} each GPU")]
+    shares = f"{heads // asked} of {heads} attention heads and {max(kv_heads // asked, 1)} of {kv_heads} KV heads each"
+    return [ok("tensor parallel", f"{asked}: {shares}")]
 
 
 def check_context(config: RunConfig, facts: Facts) -> list[Finding]:

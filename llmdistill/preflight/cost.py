@@ -51,13 +51,26 @@ def teacher_seconds(
         return scoring_flops(model, volume.tokens, length) / speed
     prompt = volume.prompt_tokens / max(volume.records, 1)
     prefill = scoring_flops(model, volume.prompt_tokens, prompt) / speed
-    batch = float(config.teacher.requests_per_shard * config.teacher.units_in_flight)
     context = prompt + (length - prompt) / 2
+    batch = decoding_batch(config, model, hardware, context)
     arithmetic = batch * model.forward_flops(context) / speed
     # A large batch reads every expert of a mixture.
     reading = WEIGHT_BYTES[config.teacher.dtype] * model.parameters + batch * context * model.kv_bytes()
     step = max(arithmetic, reading / (hardware.bandwidth * utilisation.decoding))
     return prefill + volume.response_tokens / batch * step
+
+
+def decoding_batch(config: RunConfig, model: ModelSize, hardware: Hardware, context: float) -> float:
+    """Sequences that a replica decodes at once: those it is given, as far as its KV cache holds them.
+
+    The replica has `teacher.tensor_parallel` accelerators, or twice as many, … until the weights leave room.
+    """
+    weights = WEIGHT_BYTES[config.teacher.dtype] * model.parameters
+    room = config.teacher.tensor_parallel * hardware.memory * config.teacher.gpu_memory_utilization
+    while room < 1.02 * weights:
+        room *= 2
+    held = (room - weights) / (context * model.kv_bytes())
+    return max(min(config.teacher.requests_per_shard * config.teacher.units_in_flight, held), 1)
 
 
 def training_flops(config: RunConfig, student: ModelSize, volume: Volume) -> float:

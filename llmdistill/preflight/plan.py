@@ -255,7 +255,7 @@ def _assumptions(config: RunConfig, options: Options, hardware: tuple[Hardware, 
         else "as given",
         "flops_per_token": "2 · parameters in products + 4 · layers · heads · head width · length/2; training 3 times",
         "utilisation": asdict(options.utilisation),
-        "batch": config.teacher.requests_per_shard * config.teacher.units_in_flight if generate else None,
+        "largest_batch": config.teacher.requests_per_shard * config.teacher.units_in_flight if generate else None,
         "storage_price_per_gb_month": options.storage_price,
         "zstd": "column by column as measured on SmolLM2-135M-Instruct (cache/size.py)"
         if config.capture.compression == "zstd"

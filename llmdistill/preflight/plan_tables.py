@@ -54,7 +54,7 @@ def _hours(plan: dict[str, Any]) -> Table:
     teacher, training, cost = plan["teacher"], plan["training"], plan["cost"]
     priced = cost["price_per_hour"] is not None
     columns = [
-        "hours of one",
+        "hardware",
         "teacher",
         "training",
         f"training on {training['workers']}",
@@ -78,7 +78,7 @@ def _hours(plan: dict[str, Any]) -> Table:
             ]
         )
     verb = "generating" if teacher["mode"] == "generate" else "scoring"
-    title = f"Time: {verb} once, then {training['trainings']} trainings of {training['epochs']} epochs"
+    title = f"Time of one of them: {verb} once, then {training['trainings']} trainings of {training['epochs']} epochs"
     return table(title, columns, rows)
 
 
@@ -127,7 +127,7 @@ def _training_memory(plan: dict[str, Any]) -> Table:
 def _assumptions(plan: dict[str, Any]) -> Table:
     said = plan["assumptions"]
     use = said["utilisation"]
-    batch = f", batch {said['batch']}" if said["batch"] else ""
+    batch = f", batches of up to {said['largest_batch']}" if said["largest_batch"] else ""
     rows = [
         ("responses", said["responses"]),
         ("FLOPs of a token", said["flops_per_token"]),
