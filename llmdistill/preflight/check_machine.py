@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from llmdistill.config.run import RunConfig
+from llmdistill.preflight.cost import possible_sizes, teacher_memory, training_memory
 from llmdistill.preflight.facts import Facts, MachineFacts
 from llmdistill.preflight.findings import Finding, cannot, error, ok, size, warning
+from llmdistill.preflight.parameters import ModelSize
 
 _RAY_SHARE = 0.3
 """Of a machine's memory, Ray's object store takes so much, in /dev/shm."""
@@ -102,6 +107,64 @@ def check_disk(config: RunConfig, facts: Facts, cache_bytes: float, model_bytes:
             )
         ]
     return [ok("disk", f"{what}; {held}")]
+
+
+def check_memory(
+    config: RunConfig, facts: Facts, teacher: ModelSize, student: ModelSize, student_shape: Mapping[str, Any]
+) -> list[Finding]:
+    """Memory of each GPU, or of this machine where it has none, against a replica and against a training worker.
+
+    The two stages follow one another, so each may have all of it.
+    """
+    machine = facts.machine
+    if machine is None or config.cluster.address is not None:
+        return []  # only this machine's memory is known
+    training = training_memory(config, student, student_shape, config.train.zero_stage)
+    if machine.gpus:
+        return [_gpu_teacher(config, machine, teacher), _gpu_training(config, machine, training.total)]
+    width = config.teacher.tensor_parallel
+    replicas = max(machine.cpus // width, 1) if config.teacher.replicas == "auto" else config.teacher.replicas
+    replica = teacher_memory(config, teacher, 1)
+    fleet = replicas * (replica.weights + config.teacher.kv_cache_gib * 2**30 + replica.logprobs)
+    workers = config.train.workers * training.total
+    held = f"this machine has {size(machine.memory_bytes)}"
+    what = f"{replicas} replicas take {size(fleet)}, {config.train.workers} training workers {size(workers)}; {held}"
+    if config.teacher.engine == "vllm" and fleet > machine.memory_bytes:
+        return [cannot("memory", what, "use fewer teacher.replicas, a smaller teacher, or GPUs")]
+    if workers > machine.memory_bytes:
+        return [
+            cannot("memory", what, "use a smaller student, train.micro_batch_size or train.sequence_length, or GPUs")
+        ]
+    return [ok("memory", what)]
+
+
+def _gpu_teacher(config: RunConfig, machine: MachineFacts, teacher: ModelSize) -> Finding:
+    width, share = config.teacher.tensor_parallel, config.teacher.gpu_memory_utilization
+    memory = teacher_memory(config, teacher, width)
+    what = (
+        f"teacher: {size(memory.weights)} weights + {size(memory.one_request)} KV cache of a request in"
+        f" {share:g} of {size(machine.gpu_bytes)}, and {size(memory.logprobs)} log-probabilities in the rest of it"
+    )
+    if memory.fits(machine.gpu_bytes, share):
+        return ok("memory", what)
+    wider = [
+        other
+        for other in possible_sizes(teacher.heads, teacher.kv_heads, 64)
+        if teacher_memory(config, teacher, other).fits(machine.gpu_bytes, share)
+    ]
+    by_width = f"use teacher.tensor_parallel={wider[0]}" if wider else "use GPUs with more memory"
+    lower = 1 - memory.logprobs / machine.gpu_bytes
+    if memory.logprobs > machine.gpu_bytes * (1 - share) and lower > 0:
+        by_width = f"use teacher.gpu_memory_utilization={int(lower * 100) / 100:g} or a smaller teacher.max_model_len"
+    return cannot("memory", what, by_width)
+
+
+def _gpu_training(config: RunConfig, machine: MachineFacts, total: int) -> Finding:
+    train = config.train
+    what = f"training at ZeRO stage {train.zero_stage} on {train.workers}: {size(total)} of {size(machine.gpu_bytes)}"
+    if total <= machine.gpu_bytes:
+        return ok("memory", what)
+    return cannot("memory", what, "use train.zero_stage=3, more train.workers, or a smaller train.micro_batch_size")
 
 
 def check_shared_memory(config: RunConfig, facts: Facts) -> list[Finding]:

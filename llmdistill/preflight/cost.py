@@ -11,15 +11,20 @@ training     three times a forward pass per token and epoch (forward once, backw
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from llmdistill.config.run import RunConfig
 from llmdistill.preflight.hardware import Hardware
 from llmdistill.preflight.parameters import ModelSize
 from llmdistill.preflight.volume import Volume
+from llmdistill.trainer.memory import activation_bytes, model_state_bytes
 
 WEIGHT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _BATCHED_TOKENS = 2048
+_HEAD_BUFFERS = 2 * 256 * 2**20
+"""Logits of a group of rows and float32 of a chunk."""
 _LOGPROB_BYTES = 6
 """Of a scheduled token and vocabulary entry: bf16 logits and their float32 log-softmax."""
 
@@ -106,6 +111,40 @@ def teacher_memory(config: RunConfig, model: ModelSize, tensor_parallel: int) ->
         request * teacher.requests_per_shard * teacher.units_in_flight,
         request,
         max(_BATCHED_TOKENS, teacher.max_model_len) * model.vocabulary * _LOGPROB_BYTES,
+    )
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes per GPU (or process) of the training."""
+
+    model_states: int
+    activations: int
+    head: int
+    """The chunked head's logits and gradients (objectives/chunked_head.py)."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.model_states + self.activations + self.head
+
+
+def training_memory(config: RunConfig, student: ModelSize, shape: Mapping[str, Any], stage: int) -> TrainingMemory:
+    """Memory of one worker at a ZeRO stage.
+
+    Args:
+        config: the run.
+        student: its counts.
+        shape: its config.json.
+        stage: 0 … 3.
+
+    """
+    train = config.train
+    item = 2 if train.precision == "bf16" else 4
+    return TrainingMemory(
+        model_state_bytes(student.parameters, student.largest_layer, stage, train.workers, train.precision),
+        activation_bytes(shape, train.micro_batch_size * train.sequence_length),
+        _HEAD_BUFFERS + item * student.vocabulary * student.hidden,
     )
 
 

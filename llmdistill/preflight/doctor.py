@@ -15,6 +15,7 @@ from llmdistill.preflight.check_corpus import check_lengths, check_rows
 from llmdistill.preflight.check_machine import (
     check_compiler,
     check_disk,
+    check_memory,
     check_processors,
     check_shared_memory,
     check_vllm,
@@ -127,9 +128,11 @@ def _with_volume(config: RunConfig, facts: Facts) -> list[Finding]:
     if volume is None or student is None or teacher is None or teacher.tokenizer is None:
         return findings
     cache = cache_size(config, volume, teacher.tokenizer.size, teacher.config["hidden_size"])
-    with _into(findings, "student"):
-        parameters = model_size(student.config, "student").parameters
-        findings += check_disk(config, facts, cache, model_files(config, parameters))
+    with _into(findings, "models"):
+        counted = model_size(student.config, "student")
+        findings += check_disk(config, facts, cache, model_files(config, counted.parameters))
+        large = model_size(teacher.config, "teacher.model")
+        findings += check_memory(config, facts, large, counted, student.config)
     return findings
 
 

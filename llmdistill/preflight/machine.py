@@ -97,6 +97,15 @@ def memory_bytes() -> int:
     return total
 
 
+def available_bytes() -> int:
+    """Memory that can be had now without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return min(int(value.split()[0]) * 1024, memory_bytes())
+    return memory_bytes()
+
+
 def _shared_memory_bytes() -> int:
     return shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else -1
 

@@ -7,13 +7,15 @@ teacher's whole distribution to that.
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
 from llmdistill.config.run import RunConfig
 from llmdistill.errors import ClusterError
 from llmdistill.preflight.corpus import sample_token_ids
+from llmdistill.preflight.machine import available_bytes
+from llmdistill.preflight.models import read_config
+from llmdistill.preflight.parameters import model_size
 from llmdistill.preflight.volume import capture_spec
 
 if TYPE_CHECKING:
@@ -44,7 +46,8 @@ def measure_capture(config: RunConfig) -> dict[str, Any]:
 
     started = time.monotonic()
     folder = resolve_teacher(config.teacher.model)
-    _require_memory(sum(file.stat().st_size for file in folder.glob("*.safetensors")), config.teacher.model)
+    parameters = model_size(read_config(folder), "teacher.model").parameters
+    _require_memory(parameters * _BYTES_PER_PARAMETER, config.teacher.model)
     tokenizer = load_tokenizer(folder)
     from transformers import AutoModelForCausalLM
 
@@ -64,10 +67,8 @@ def measure_capture(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _require_memory(weights: int, name: str) -> None:
-    # Checkpoints hold two bytes a parameter and are loaded as four.
-    needed = weights / 2 * _BYTES_PER_PARAMETER
-    held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+def _require_memory(needed: int, name: str) -> None:
+    held = available_bytes()
     if needed > held:
         raise ClusterError(
             f"--measure loads it in float32, {needed / 1e9:.1f} GB, and this machine has {held / 1e9:.1f} GB free",

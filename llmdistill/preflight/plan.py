@@ -21,6 +21,7 @@ from llmdistill.preflight.cost import (
     teacher_seconds,
     tensor_parallel_fault,
     training_flops,
+    training_memory,
 )
 from llmdistill.preflight.facts import CorpusFacts
 from llmdistill.preflight.hardware import ACCELERATORS, Hardware, this_cpu
@@ -28,13 +29,11 @@ from llmdistill.preflight.machine import cores, memory_bytes
 from llmdistill.preflight.models import student_facts, teacher_facts
 from llmdistill.preflight.parameters import ModelSize, model_size
 from llmdistill.preflight.volume import Volume, cache_size, capture_spec, corpus_volume, model_files
-from llmdistill.trainer.memory import STAGES, activation_bytes, model_state_bytes
+from llmdistill.trainer.memory import STAGES
 
 TENSOR_PARALLEL = (1, 2, 4, 8)
 LOGITS_BYTES = 2
 """Of one bf16 logit: what keeping the whole distribution would take."""
-_HEAD_BUFFERS = 2 * 256 * 2**20
-"""The chunked head's logits and their float32 (objectives/chunked_head.py)."""
 
 
 @dataclass(frozen=True)
@@ -195,22 +194,15 @@ def _training(
     train, student = config.train, models.student
     flops = training_flops(config, student, volume)
     trainings = 2 if config.evaluate.baseline else 1
-    item = 2 if train.precision == "bf16" else 4
-    micro_batch = train.micro_batch_size * train.sequence_length
-    activations = activation_bytes(models.student_config, micro_batch)
-    head = _HEAD_BUFFERS + item * student.vocabulary * student.hidden
     hours = {entry.name: trainings * flops / (entry.flops * options.utilisation.training) / 3600 for entry in hardware}
     named = {entry.name for entry in ACCELERATORS}
     stages = {}
     for stage in STAGES:
-        states = model_state_bytes(student.parameters, student.largest_layer, stage, train.workers, train.precision)
-        total = states + activations + head
+        memory = training_memory(config, student, models.student_config, stage)
         stages[str(stage)] = {
-            "model_states": states,
-            "activations": activations,
-            "head": head,
-            "total": total,
-            "fits": [accelerator.name for accelerator in ACCELERATORS if total <= accelerator.memory],
+            **asdict(memory),
+            "total": memory.total,
+            "fits": [accelerator.name for accelerator in ACCELERATORS if memory.total <= accelerator.memory],
         }
     return {
         "workers": train.workers,

@@ -9,7 +9,8 @@ gradients: 4 + 4 + 8, sharded stage by stage (ZeRO, arXiv 1910.02054, section 3)
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 STAGES = (0, 1, 2, 3)
 
@@ -45,7 +46,7 @@ def model_state_bytes(
     return int(estimate_zero2_model_states_mem_needs(parameters, workers, cpu_offload=False)[1])
 
 
-def activation_bytes(config: dict[str, int], tokens: int) -> int:
+def activation_bytes(config: Mapping[str, Any], tokens: int) -> int:
     """Bytes that one micro-batch leaves for the backward pass, per GPU; an estimate.
 
     34 bytes per token, layer and hidden unit: Korthikanti et al. 2022, arXiv 2205.05198, equation 1, without its term

@@ -11,13 +11,15 @@ from llmdistill.config.train import TrainConfig
 from llmdistill.preflight.check_machine import (
     check_compiler,
     check_disk,
+    check_memory,
     check_processors,
     check_shared_memory,
     check_vllm,
 )
 from llmdistill.preflight.facts import Node
+from llmdistill.preflight.parameters import model_size
 from llmdistill.trainer.engine import deepspeed_config
-from tests.preflight.makers import GB, make_config, make_facts, make_machine
+from tests.preflight.makers import GB, QWEN3_1_7B, QWEN3_32B, make_config, make_facts, make_machine
 
 
 def on(machine, **sections):
@@ -127,3 +129,42 @@ def test_tools_are_looked_for_on_the_path(tmp_path: Path) -> None:
         found[name] = json.loads(answer.stdout)
     assert set(found["none"].values()) == {False}
     assert set(found["all"].values()) == {True}
+
+
+def memory(machine, **sections):
+    config = make_config(**sections)
+    teacher, student = model_size(QWEN3_32B, "teacher.model"), model_size(QWEN3_1_7B, "student")
+    return check_memory(config, make_facts(machine=machine), teacher, student, QWEN3_1_7B)
+
+
+def test_a_teacher_larger_than_a_gpu() -> None:
+    """65.5 GB of weights in 0.85 of 48 GB."""
+    teacher, training = memory(make_machine(gpus=8, gpu_bytes=48 * GB))
+    assert (teacher.level, teacher.exit_status) == ("error", 4)
+    assert "65.5 GB weights" in teacher.what
+    assert teacher.fix == "use teacher.tensor_parallel=2"
+    assert training.level == "ok"
+    assert memory(make_machine(gpus=8, gpu_bytes=48 * GB), teacher={"tensor_parallel": 2})[0].level == "ok"
+
+
+def test_log_probabilities_need_room_beside_vllm() -> None:
+    """16,384 tokens × 151,936 × 6 bytes are 14.9 GB, and 0.95 of 80 GB leaves 4."""
+    sections = {"max_model_len": 16_384, "gpu_memory_utilization": 0.95, "tensor_parallel": 4}
+    teacher = memory(make_machine(gpus=8, gpu_bytes=80 * GB), teacher=sections)[0]
+    assert teacher.exit_status == 4
+    assert "14.9 GB log-probabilities" in teacher.what
+    assert "gpu_memory_utilization=0.81" in teacher.fix
+
+
+def test_a_training_larger_than_a_gpu() -> None:
+    training = memory(make_machine(gpus=8, gpu_bytes=24 * GB), train={"zero_stage": 0})[1]
+    assert training.exit_status == 4
+    assert "24.0 GB" in training.what
+    assert "train.zero_stage=3" in training.fix
+
+
+def test_memory_of_a_machine_without_gpus() -> None:
+    (found,) = memory(make_machine(cpus=2, memory_bytes=32 * GB))
+    assert found.exit_status == 4
+    assert "2 replicas take" in found.what
+    assert memory(make_machine(cpus=2, memory_bytes=320 * GB))[0].level == "ok"
