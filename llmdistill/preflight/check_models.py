@@ -111,26 +111,26 @@ def check_weights(config: RunConfig, facts: Facts) -> list[Finding]:
     for name, model in (("teacher", facts.teacher), ("student", facts.student)):
         if model is None or (name == "student" and config.student.model is None):
             continue
-        found += _weights(name, model, needed=name == "student" or config.teacher.engine != "fake")
+        found.append(_weights(name, model))
     return found
 
 
-def _weights(name: str, model: ModelFacts, needed: bool) -> list[Finding]:
+def _weights(name: str, model: ModelFacts) -> Finding:
     damaged = [file for file in model.weights if file.fault]
     if damaged:
         more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
         pointer = "LFS" in damaged[0].fault
         fix = "`git lfs pull` in its folder" if pointer else "fetch the file again, and compare its size and checksum"
-        return [error("weights", f"{name}: {damaged[0].name} {damaged[0].fault}{more}", fix)]
-    if model.weights:
-        total = sum(file.bytes for file in model.weights)
-        return [ok("weights", f"{name}: {len(model.weights)} files, {size(total)}, headers and lengths fit")]
-    if not needed:
-        return []
-    return [
-        warning(
-            "weights",
-            f"{name}: no *.safetensors beside its config.json yet",
-            "nothing for a hub id or a GGUF file, which the run itself fetches or converts; otherwise copy them there",
+        return error("weights", f"{name}: {damaged[0].name} {damaged[0].fault}{more}", fix)
+    # Fingerprints are made of safetensors headers, so a teacher needs them.
+    usable = [file for file in model.weights if name == "student" or file.name.endswith(".safetensors")]
+    if usable:
+        total = sum(file.bytes for file in usable)
+        return ok("weights", f"{name}: {len(usable)} file(s), {size(total)}, headers and lengths fit")
+    if model.local:
+        return error(
+            "weights", f"{name}: no *.safetensors beside its config.json", "copy them there, or convert the model"
         )
-    ]
+    return warning(
+        "weights", f"{name}: not on this machine in full yet", "nothing: the run itself fetches or converts it"
+    )

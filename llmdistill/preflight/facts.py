@@ -52,6 +52,8 @@ class ModelFacts:
     """`eos_token_id` of generation_config.json or of config.json."""
     weights: tuple[WeightFile, ...] = ()
     """Empty where they are not here yet."""
+    local: bool = True
+    """A folder that the configuration names, into which nobody will fetch anything."""
 
 
 @dataclass(frozen=True)

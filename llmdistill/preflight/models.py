@@ -74,6 +74,7 @@ def _model_facts(model: str, key: str) -> tuple[ModelFacts, PreTrainedTokenizerB
         _tokenizer_facts(tokenizer),
         _generation_ends(place, config),
         weight_files(place),
+        local=Path(model).expanduser().is_dir(),
     )
     return facts, tokenizer
 
@@ -122,7 +123,9 @@ def _gguf_facts(model: str, file: Path) -> tuple[ModelFacts, PreTrainedTokenizer
             f"transformers cannot read the GGUF file: {error}", where=str(file), fix="fetch the file again"
         ) from None
     facts = config.to_dict()
-    return ModelFacts(model, facts, _tokenizer_facts(tokenizer), _as_ids(facts.get("eos_token_id"))), tokenizer
+    return ModelFacts(
+        model, facts, _tokenizer_facts(tokenizer), _as_ids(facts.get("eos_token_id")), local=False
+    ), tokenizer
 
 
 def _tokenizer_facts(tokenizer: PreTrainedTokenizerBase | None) -> TokenizerFacts | None:

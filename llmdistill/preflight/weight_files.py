@@ -12,8 +12,9 @@ _LFS = b"version https://git-lfs"
 
 
 def weight_files(folder: Path) -> tuple[WeightFile, ...]:
-    """The safetensors files of a model folder, and those that its index names but that are not there."""
-    found = [WeightFile(path.name, path.stat().st_size, fault(path)) for path in sorted(folder.glob("*.safetensors"))]
+    """The files of weights of a model folder, and those that its index names but that are not there."""
+    paths = [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("pytorch_model*.bin"))]
+    found = [WeightFile(path.name, path.stat().st_size, fault(path)) for path in paths]
     names = {file.name for file in found}
     index = folder / "model.safetensors.index.json"
     if index.is_file() and found:
@@ -26,7 +27,10 @@ def weight_files(folder: Path) -> tuple[WeightFile, ...]:
 
 
 def fault(path: Path) -> str:
-    """Why a safetensors file cannot be loaded, in words; empty where header and length fit."""
+    """Why a file of weights cannot be loaded, in words; empty where header and length fit.
+
+    Of PyTorch's own format only pointers and empty files are known without loading it.
+    """
     size = path.stat().st_size
     with path.open("rb") as stream:
         head = stream.read(64)
@@ -35,6 +39,8 @@ def fault(path: Path) -> str:
         length = int.from_bytes(head[:8], "little")
         if size < 8:
             return f"has {size} bytes and no header"
+        if path.suffix != ".safetensors":
+            return ""
         if length > min(size - 8, _LARGEST_HEADER):
             return (
                 f"says that its header has {length} bytes, and it has {size} bytes in all: cut, or no safetensors file"

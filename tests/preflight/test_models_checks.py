@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from llmdistill.preflight.check_models import check_context, check_student, check_tensor_parallel, check_weights
+from llmdistill.preflight.facts import WeightFile
 from llmdistill.preflight.weight_files import fault, weight_files
 from tests.preflight.makers import make_config, make_facts, make_model
 
@@ -80,6 +81,16 @@ def test_case_t8_pointer_and_cut_file_are_named(whole: Path) -> None:
     found = check_weights(make_config(), make_facts(teacher=teacher))
     assert [item.level for item in found] == ["error", "ok"]
     assert "teacher: model.safetensors" in found[0].what
+
+
+def test_weights_that_are_not_there() -> None:
+    """An error where nobody will fetch them, and a word where the run does."""
+    for local, level in ((True, "error"), (False, "warning")):
+        teacher = dataclasses.replace(make_model(), weights=(), local=local)
+        assert check_weights(make_config(), make_facts(teacher=teacher))[0].level == level
+    pickled = dataclasses.replace(make_model(), weights=(WeightFile("pytorch_model.bin", 9),))
+    found = check_weights(make_config(), make_facts(teacher=pickled, student=pickled))
+    assert [item.level for item in found] == ["error", "ok"]
 
 
 def test_parts_that_the_index_names_must_be_there(whole: Path) -> None:
