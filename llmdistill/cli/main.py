@@ -11,6 +11,8 @@ import click
 
 from llmdistill import __version__
 from llmdistill.cli.cache import cache
+from llmdistill.cli.doctor import doctor
+from llmdistill.cli.plan import plan
 from llmdistill.errors import LLMDistillError
 
 
@@ -29,6 +31,8 @@ def cli(context: click.Context, debug: bool) -> None:
 
 
 cli.add_command(cache)
+cli.add_command(doctor)
+cli.add_command(plan)
 
 
 def _stage_command(name: str, help_text: str) -> None:

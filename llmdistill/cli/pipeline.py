@@ -56,7 +56,7 @@ def run_stages(config: RunConfig, until: str | None) -> None:
             what it finds (committed records, checkpoints of the same training).
 
     """
-    _quiet_libraries()
+    quiet_libraries()
     if torchrun.is_worker() and until != "train":
         raise ConfigError(
             "a launcher like torchrun runs the training alone",
@@ -104,7 +104,7 @@ def fingerprint(config: RunConfig, stage: Stage, before: str) -> str:
     return digest.hexdigest()
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Progress bars and banners of libraries would tear our own."""
     import torch
 

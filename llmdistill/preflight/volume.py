@@ -1,0 +1,91 @@
+"""How much a run makes: tokens, rows, bytes of the cache and of everything else in its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from llmdistill.cache.size import CacheCounts, cache_bytes
+from llmdistill.config.run import RunConfig
+from llmdistill.preflight.facts import CorpusFacts
+from llmdistill.types import CaptureSpec
+
+_CHECKPOINT_BYTES = 14
+"""Per parameter in bf16: weights 2, master weights 4, Adam's moments 8."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """What the teacher stage reads and writes."""
+
+    records: float
+    prompt_tokens: float
+    response_tokens: float
+    """Of `generate` mode an upper bound: every response as long as `max_new_tokens`."""
+    rows: float
+    """Supervised tokens: rows of the cache."""
+
+    @property
+    def tokens(self) -> float:
+        """Prompts and responses."""
+        return self.prompt_tokens + self.response_tokens
+
+    @property
+    def tokens_per_record(self) -> float:
+        """Mean length."""
+        return self.tokens / max(self.records, 1)
+
+    def scaled(self, tokens: float) -> Volume:
+        """The same mixture, with so many tokens in all."""
+        factor = tokens / self.tokens
+        return Volume(*(getattr(self, item.name) * factor for item in dataclasses.fields(self)))
+
+
+def corpus_volume(config: RunConfig, corpus: CorpusFacts) -> Volume:
+    """The volume of the corpus: the mean of the sample's rows that fit, times their number."""
+    generate = config.prompts.mode == "generate"
+    new = config.teacher.sampling.max_new_tokens if generate else 0
+    samples = config.teacher.sampling.samples if generate else 1
+    limit = config.teacher.max_model_len - (new if generate else 1)
+    fitting = [index for index, length in enumerate(corpus.lengths) if length <= limit]
+    share = len(fitting) / max(corpus.sampled, 1)
+    records = corpus.rows * share * samples
+    if not fitting:
+        return Volume(0, 0, 0, 0)
+    length = sum(corpus.lengths[index] for index in fitting) / len(fitting)
+    supervised = sum(corpus.supervised[index] for index in fitting) / len(fitting)
+    if generate:
+        return Volume(records, records * length, records * new, records * new)
+    return Volume(records, records * (length - supervised), records * supervised, records * supervised)
+
+
+def capture_spec(config: RunConfig, vocabulary_size: int) -> CaptureSpec:
+    """The spec of the cache to be, without fingerprints: those need the weights and decide no size."""
+    known = {item.name for item in dataclasses.fields(CaptureSpec)}
+    captured = {name: value for name, value in config.capture.model_dump().items() if name in known}
+    return CaptureSpec(
+        **{
+            "mode": config.prompts.mode,
+            "vocabulary_size": vocabulary_size,
+            "teacher": "",
+            "tokenizer": "",
+            "engine": config.teacher.engine,
+            "dtype": config.teacher.dtype,
+            **captured,
+        }
+    )
+
+
+def cache_size(config: RunConfig, volume: Volume, vocabulary_size: int, hidden_width: int) -> float:
+    """Bytes of the cache."""
+    counts = CacheCounts(
+        volume.records, volume.tokens, volume.rows, -(-volume.records // config.teacher.requests_per_shard)
+    )
+    return cache_bytes(capture_spec(config, vocabulary_size), counts, config.capture.compression, hidden_width)
+
+
+def model_files(config: RunConfig, parameters: int) -> float:
+    """Bytes of checkpoints and models: each training keeps its newest checkpoints while it writes another."""
+    trainings = 2 if config.evaluate.baseline else 1
+    checkpoints = trainings * (config.train.save_total_limit + 1) * _CHECKPOINT_BYTES * parameters
+    return checkpoints + (1 + trainings) * 2 * parameters
