@@ -17,6 +17,7 @@ from llmdistill.cache.storage import commit_bytes
 from llmdistill.config.evaluate import GenerationConfig, SpeedConfig
 from llmdistill.config.run import RunConfig
 from llmdistill.errors import DataError, LLMDistillError
+from llmdistill.evaluation.corpus import Corpus
 from llmdistill.evaluation.heldout import RowTable, measure_model, measure_teacher
 from llmdistill.evaluation.intervals import Bootstrap
 from llmdistill.observe.progress import Progress
@@ -62,7 +63,7 @@ def evaluate_run(
         "held_out_fingerprint": hashlib.blake2b(reader.keys.array[records].tobytes(), digest_size=16).hexdigest(),
         "shape": _shape(models, teacher),
     }
-    corpus = _Corpus(config, models["untrained"], reader)
+    corpus = Corpus(config, models["untrained"], reader)
     document |= _held_out(config, reader, records, models, corpus)
     if settings.generation is not None:
         document["generation"] = _generation(config, settings.generation, reader, records, models, corpus)
@@ -82,7 +83,7 @@ def evaluate_run(
 
 
 def _held_out(
-    config: RunConfig, reader: CacheReader, records: np.ndarray, models: dict[str, Path], corpus: _Corpus
+    config: RunConfig, reader: CacheReader, records: np.ndarray, models: dict[str, Path], corpus: Corpus
 ) -> dict[str, Any]:
     import torch
 
@@ -118,75 +119,13 @@ def _show_records(progress: Progress, before: int, name: str, done: int) -> None
     progress.update(before + done, name)
 
 
-class _Corpus:
-    """What the prompt files add to the cache's records: names of sources and references, by record key.
-
-    The files may be gone by now; then both are unknown, which the result says.
-    """
-
-    def __init__(self, config: RunConfig, tokenizer_folder: Path, reader: CacheReader) -> None:
-        from llmdistill.prompts.render import load_tokenizer
-
-        self.tokenizer = load_tokenizer(tokenizer_folder)
-        self._config = config
-        self._reader = reader
-
-    @functools.cached_property
-    def _places(self) -> dict[bytes, str]:
-        """Record key → `file:line`."""
-        from llmdistill.prompts.corpus import read_prompts
-        from llmdistill.prompts.requests import make_requests
-
-        config = self._config
-        try:
-            rows = read_prompts(config.prompts)
-            requests = make_requests(rows, self.tokenizer, config.prompts, config.teacher, self._reader.spec).requests
-        except DataError:
-            return {}
-        return {request.key: request.source for request in requests}
-
-    def text(self, token_ids: list[int]) -> str:
-        """What a person reads: special tokens and outer white space left out."""
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True)).strip()
-
-    def sources(self, records: np.ndarray) -> list[str] | None:
-        """Name of each record's source: what the cache says, else its prompt file; None where one is unknown."""
-        names = [self._reader.sources[number] for number in self._reader.source_numbers[records].tolist()]
-        if not all(names):
-            keys = [self._reader.keys[number] for number in records.tolist()]
-            places = [self._places.get(key, "") for key in keys]
-            names = [name or place.rpartition(":")[0] for name, place in zip(names, places, strict=True)]
-        return names if all(names) else None
-
-    def reference(self, key: bytes, column: str) -> str | None:
-        """The text in a column of the record's prompt row; None where there is none."""
-        path, _, line = self._places.get(key, "").rpartition(":")
-        if not line.isdigit() or not path.endswith((".jsonl", ".json")):
-            return None
-        value = _rows_of(path)[int(line) - 1].get(column)
-        return value if isinstance(value, str) and value.strip() else None
-
-
-@functools.cache
-def _rows_of(path: str) -> list[dict[str, Any]]:
-    """The JSON objects of a prompt file, one for each line; {} for lines that hold none."""
-    rows = []
-    for line in Path(path).read_text(encoding="utf-8-sig").split("\n"):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            row = None
-        rows.append(row if isinstance(row, dict) else {})
-    return rows
-
-
 def _generation(
     config: RunConfig,
     settings: GenerationConfig,
     reader: CacheReader,
     records: np.ndarray,
     models: dict[str, Path],
-    corpus: _Corpus,
+    corpus: Corpus,
 ) -> dict[str, Any]:
     from llmdistill.config.teacher import SamplingConfig
     from llmdistill.evaluation.text_metrics import Answer, score
@@ -225,7 +164,7 @@ def _generation(
 
 
 def _prompts(
-    reader: CacheReader, records: np.ndarray, settings: GenerationConfig, corpus: _Corpus
+    reader: CacheReader, records: np.ndarray, settings: GenerationConfig, corpus: Corpus
 ) -> tuple[list[list[int]], list[str], int]:
     """Distinct held-out prompts, their references, and how many of those are responses in the cache."""
     found: dict[tuple[int, ...], str] = {}

@@ -6,8 +6,10 @@ A training that was made under other settings is never overwritten: the trainer 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import operator
 import os
 import time
 from collections.abc import Callable
@@ -31,7 +33,7 @@ class Stage:
     name: str
     work: Callable[[stages.Run], None]
     sections: tuple[str, ...]
-    """Sections of the configuration that it depends on."""
+    """Sections of the configuration that it depends on, or parts of them, as `section.key`."""
     outputs: tuple[str, ...]
     """Properties of `RunFolder` that must exist for it to count as finished."""
 
@@ -39,9 +41,12 @@ class Stage:
 PIPELINE = (
     Stage("generate", stages.generate, ("prompts", "teacher", "capture"), ("cache",)),
     Stage(
-        "train", stages.train, ("prompts", "student", "objectives", "train", "evaluate"), ("checkpoints", "untrained")
+        "train",
+        stages.train,
+        ("prompts", "student", "objectives", "train", "evaluate.baseline"),
+        ("checkpoints", "untrained"),
     ),
-    Stage("export", stages.export, ("evaluate", "export"), ("student",)),
+    Stage("export", stages.export, ("evaluate.baseline", "export"), ("student",)),
     Stage("evaluate", stages.evaluate, ("prompts", "evaluate"), ("evaluation",)),
     Stage("report", stages.report, (), ("report",)),
 )
@@ -94,7 +99,8 @@ def fingerprint(config: RunConfig, stage: Stage, before: str) -> str:
     """Hash of what a stage reads: its sections, the prompt files, and the fingerprint of the stage before it."""
     digest = hashlib.blake2b(before.encode(), digest_size=16)
     values: dict[str, Any] = config.model_dump(mode="json")
-    digest.update(json.dumps({name: values[name] for name in stage.sections}, sort_keys=True).encode())
+    read = {name: functools.reduce(operator.getitem, name.split("."), values) for name in stage.sections}
+    digest.update(json.dumps(read, sort_keys=True).encode())
     if stage.name == "generate":
         from llmdistill.prompts.files import fingerprint as files_fingerprint
 

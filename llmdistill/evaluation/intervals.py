@@ -80,5 +80,6 @@ def ratio(totals_M: np.ndarray) -> np.ndarray:
 
 def exp_ratio(totals_M: np.ndarray) -> np.ndarray:
     """exp(Σ value / Σ rows): a perplexity, of cross-entropies."""
-    exponential: np.ndarray = np.exp(ratio(totals_M))
+    with np.errstate(over="ignore"):
+        exponential: np.ndarray = np.exp(ratio(totals_M))
     return exponential

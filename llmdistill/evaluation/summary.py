@@ -87,7 +87,7 @@ def _statistic(metric: str) -> Any:
 
 def _figures(sums: dict[str, np.ndarray], metrics: Sequence[str], bootstrap: Bootstrap) -> dict[str, Any]:
     """Value of each metric and its interval."""
-    values = {metric: float(_statistic(metric)(sums[metric].sum(axis=0))) for metric in metrics}
+    values = {metric: _finite(float(_statistic(metric)(sums[metric].sum(axis=0)))) for metric in metrics}
     intervals = {metric: bootstrap.interval(sums[metric], _statistic(metric)) for metric in metrics}
     return {**values, "intervals": intervals}
 
@@ -152,16 +152,21 @@ def _compare(
         statistic = _statistic(metric)
         value, value_B = _of(sums["student"][metric], statistic, bootstrap)
         base, base_B = _of(sums[baseline][metric], statistic, bootstrap)
-        differences[metric] = {"value": value - base, "interval": percentiles(value_B - base_B)}
+        differences[metric] = {"value": _finite(value - base), "interval": percentiles(value_B - base_B)}
         if metric in teacher:
             target = teacher[metric]
             with np.errstate(divide="ignore", invalid="ignore"):
                 share_B = (value_B - base_B) / (target - base_B)
             recovery[metric] = {
-                "value": (value - base) / (target - base) if target != base else None,
+                "value": _finite((value - base) / (target - base)) if target != base else None,
                 "interval": percentiles(share_B),
             }
     return {"baseline": baseline, "differences": differences, "recovery": recovery}
+
+
+def _finite(value: float) -> float | None:
+    """A perplexity may be beyond all numbers, and JSON has no word for it."""
+    return value if np.isfinite(value) else None
 
 
 def _of(sums_SM: np.ndarray, statistic: Any, bootstrap: Bootstrap) -> tuple[float, np.ndarray]:

@@ -20,7 +20,7 @@ from llmdistill.observe.provenance import provenance
 from llmdistill.observe.report.page import write_report
 from llmdistill.observe.run_folder import RunFolder
 from llmdistill.prompts.corpus import read_prompts
-from llmdistill.prompts.render import make_requests
+from llmdistill.prompts.requests import make_requests
 from llmdistill.student.creation import create_from_teacher
 from llmdistill.teacher.fake_engine import FakeEngine
 
@@ -57,7 +57,7 @@ def run(tiny_teacher: Path, tokenizer, tmp_path: Path) -> stages.Run:
     found.folder.path.mkdir()
     spec = stages.capture_spec(found, tokenizer)
     paths = [source.path for source in config.prompts.sources]
-    requests, _ = make_requests(read_prompts(paths), tokenizer, config.prompts, config.teacher, spec)
+    requests = make_requests(read_prompts(config.prompts), tokenizer, config.prompts, config.teacher, spec).requests
     engine = FakeEngine(config.teacher, config.capture, len(tokenizer), tokenizer.eos_token_id)
     records = [asyncio.run(engine.answer(request)) for request in requests]
     write_shard(shard_folder(found.folder.cache), records, spec, "fake-1")

@@ -14,7 +14,7 @@ from llmdistill.cache.shard import write_shard
 from llmdistill.config.prompts import PromptsConfig
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.prompts.corpus import read_prompts
-from llmdistill.prompts.render import make_requests
+from llmdistill.prompts.requests import make_requests
 from llmdistill.types import CaptureSpec, Record, TopKRows
 
 
@@ -39,7 +39,7 @@ def test_duplicates_in_the_corpus_fall_on_one_side(mode: str, tokenizer, tmp_pat
     prompts = PromptsConfig.model_validate({"sources": [{"path": str(path)}], "mode": mode})
     teacher = TeacherConfig.model_validate({"model": "m", "sampling": {"samples": 3}})
     spec = CaptureSpec(mode, "top_k", 1, len(tokenizer), "t", "k", "fake", "float32", {})
-    requests, _ = make_requests(read_prompts([str(path)]), tokenizer, prompts, teacher, spec)
+    requests = make_requests(read_prompts(prompts), tokenizer, prompts, teacher, spec).requests
     assert len(requests) > 140, "several records for many of the prompts"
 
     records, prompt_of = [], {}
