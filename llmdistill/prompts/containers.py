@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import tempfile
 from collections.abc import Iterator
@@ -112,15 +113,14 @@ def read_text(stream: io.BufferedReader, sample_by: str) -> Iterator[NumberedRow
             if line.strip():
                 yield number, _text(line.rstrip(b"\r\n"))
     elif sample_by == "paragraph":
-        first, paragraph = 0, b""
-        for number, line in _lines(stream):
+        first, paragraph = 0, list[bytes]()
+        for number, line in itertools.chain(_lines(stream), [(0, b"")]):  # the end of the file ends a paragraph too
             if line.strip():
-                first, paragraph = (first if paragraph else number), paragraph + line
+                first = number if not paragraph else first
+                paragraph.append(line)
             elif paragraph:
-                yield first, _text(paragraph.rstrip(b"\r\n"))
-                paragraph = b""
-        if paragraph:
-            yield first, _text(paragraph.rstrip(b"\r\n"))
+                yield first, _text(b"".join(paragraph).rstrip(b"\r\n"))
+                paragraph = []
     else:
         document = stream.read()
         _refuse_utf16(document)

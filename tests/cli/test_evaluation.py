@@ -56,7 +56,6 @@ def run(tiny_teacher: Path, tokenizer, tmp_path: Path) -> stages.Run:
     found = stages.Run(config, RunFolder(tmp_path / "run"))
     found.folder.path.mkdir()
     spec = stages.capture_spec(found, tokenizer)
-    paths = [source.path for source in config.prompts.sources]
     requests = make_requests(read_prompts(config.prompts), tokenizer, config.prompts, config.teacher, spec).requests
     engine = FakeEngine(config.teacher, config.capture, len(tokenizer), tokenizer.eos_token_id)
     records = [asyncio.run(engine.answer(request)) for request in requests]

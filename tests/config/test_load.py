@@ -103,3 +103,11 @@ def test_resolved_config_loads_again(path: Path, tmp_path: Path) -> None:
     again = tmp_path / "resolved.json"
     again.write_text(loaded.model_dump_json())
     assert load_config(again) == loaded
+
+
+def test_the_prompts_of_the_documentation_parse(path: Path) -> None:
+    page = (ROOT / "docs" / "prompts.md").read_text()
+    blocks = [block.partition("```")[0] for block in page.split("```yaml\n")[1:]]
+    prompts, decontamination = (yaml.safe_load(block) for block in blocks)
+    path.write_text(yaml.safe_dump(MINIMAL | {"prompts": prompts["prompts"] | decontamination}))
+    assert len(load_config(path).prompts.sources) == 4

@@ -1,6 +1,8 @@
 """Rows that are longer than the teacher can read: dropped or cut, counted, never without a supervised token."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llmdistill.prompts.shapes import PromptRow
 from tests.prompts.makers import assistant, chat, make, make_tokenizer, system, user
@@ -95,3 +97,25 @@ def test_characters_of_several_tokens_are_cut_whole() -> None:
     for policy in ("truncate_left", "truncate_right"):
         corpus = make(rows, TOKENIZER, max_model_len=16, sampling={"max_new_tokens": 1}, length=policy)
         assert set(TOKENIZER.decode(corpus.requests[0].token_ids)) == {"𝔘"}
+
+
+contents = st.text(st.sampled_from("QZ é𝔘\n"), max_size=60).map(lambda text: f"q{text}")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(contents, min_size=2, max_size=6).map(lambda found: found[: len(found) // 2 * 2]),
+    st.sampled_from(["drop", "truncate_left", "truncate_right"]),
+    st.sampled_from([("generate", "last"), ("score", "last"), ("score", "all")]),
+    st.integers(20, 90),
+)
+def test_every_request_fits_and_every_scored_one_has_a_supervised_token(turns, policy, modes, limit) -> None:
+    mode, supervise = modes
+    messages = [(user, assistant)[place % 2](content) for place, content in enumerate(turns)]
+    good = chat(user("Q"), assistant("Z"), source="good:1")
+    options = {"mode": mode, "supervise": supervise, "length": policy, "sampling": {"max_new_tokens": 1}}
+    corpus = make([chat(*messages), good], CHAT, max_model_len=limit + 1, **options)
+    assert {r.source for r in corpus.requests} | {r.source for r in corpus.rejected} == {"a:1", "good:1"}
+    for request in corpus.requests:
+        assert len(request.token_ids) <= limit
+        assert mode == "generate" or any(request.supervised)
