@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError
 
 from llmdistill.cache.shard import Compression
 from llmdistill.cluster import require_resources
@@ -119,7 +119,7 @@ def run_fleet(
             fleet.stop()
             if report.passed_over:
                 write_passed_over(cache, report.passed_over)
-        if drain.is_set() and dispatcher.busy():
+        if drain.is_set():  # also when all is done: whatever comes next must not begin
             raise EngineError(f"stopped by SIGTERM after {report.records} records", fix=_CONTINUE)
     return report
 
@@ -204,7 +204,7 @@ class _Fleet:
             call = self._calls.pop(reference)
             try:
                 result = ray.get(reference)
-            except (RayActorError, RayTaskError) as error:
+            except RayError as error:
                 self._lose(call, _reason(error))
                 continue
             if call.unit is None:
@@ -294,7 +294,7 @@ class _Fleet:
         time.sleep(_POLL_SECONDS)
 
 
-def _reason(error: RayActorError | RayTaskError) -> str:
+def _reason(error: RayError) -> str:
     """What to tell a person, in a line.
 
     Raises:
@@ -308,7 +308,7 @@ def _reason(error: RayActorError | RayTaskError) -> str:
         return str(cause)
     if isinstance(error, RayActorError):
         return f"its process died ({str(error).splitlines()[0]})"
-    return f"{type(cause).__name__}: {cause}"
+    return f"{type(cause or error).__name__}: {str(cause or error).strip()}"
 
 
 def _resource() -> str:

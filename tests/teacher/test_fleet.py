@@ -17,9 +17,11 @@ from llmdistill.cache.reader import CacheReader
 from llmdistill.cluster import ray_cluster
 from llmdistill.config.capture import CaptureConfig
 from llmdistill.config.cluster import ClusterConfig
+from llmdistill.config.filters import FiltersConfig
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.errors import ClusterError, DataError, EngineError
 from llmdistill.teacher.fake_engine import FakeEngine
+from llmdistill.teacher.filters import ResponseFilter
 from llmdistill.teacher.fleet import run_fleet
 from llmdistill.teacher.fleet_report import FleetReport
 from llmdistill.types import CaptureSpec, Record, Request
@@ -103,11 +105,10 @@ def calm(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
-def test_deaths_hangs_and_guilty_requests_cost_no_other_record(calm: Path, tmp_path: Path) -> None:
-    faults = {3: "die", 21: "err", 30: "refuse always", 33: "hang", 8: "err always"}
-    teacher = TEACHER.model_copy(update={"unit_timeout_s": 4})
-    report = run(tmp_path / "hard", faults, teacher, compression="zstd")
-    assert report.restarts >= 6
+def test_deaths_and_guilty_requests_cost_no_other_record(calm: Path, tmp_path: Path) -> None:
+    faults = {3: "die", 21: "err", 30: "refuse always", 8: "err always"}
+    report = run(tmp_path / "hard", faults, compression="zstd")
+    assert report.restarts >= 5
     reasons = {row.source: row.reason for row in report.rejected}
     assert reasons == {
         "a:30": "the engine refuses it: too long for this engine",
@@ -129,6 +130,34 @@ def test_an_answer_to_another_prompt_is_not_committed(calm: Path, tmp_path: Path
     report = run(tmp_path / "swapped", {12: "swap"})
     assert report.restarts == 1
     assert contents(tmp_path / "swapped") == contents(calm)
+
+
+def test_an_engine_that_hangs_counts_as_dead(calm: Path, tmp_path: Path) -> None:
+    teacher = TEACHER.model_copy(update={"unit_timeout_s": 6})
+    report = run(tmp_path / "hung", {2: "hang"}, teacher, requests=REQUESTS[:8])
+    assert report.restarts >= 1
+    expected = contents(calm)
+    assert contents(tmp_path / "hung") == {request.key: expected[request.key] for request in REQUESTS[:8]}
+
+
+def test_filtered_responses_are_named_and_not_asked_again(calm: Path, tmp_path: Path) -> None:
+    reader = CacheReader(calm)
+    whole = {reader.keys[n] for n in range(len(reader)) if reader.read(n).finish_reason == "stop"}
+    assert 0 < len(whole) < 40
+    filters = FiltersConfig(unfinished="drop")
+    teacher = TEACHER.model_copy(update={"filters": filters})
+    make_filter = functools.partial(ResponseFilter, filters, tmp_path)
+    report = run(tmp_path / "filtered", teacher=teacher, make_filter=make_filter)
+    assert committed_keys(tmp_path / "filtered", SPEC) == whole
+    assert {row.reason for row in report.filtered} == {"filtered: unfinished after 6 tokens"}
+    assert (report.records, len(report.filtered), report.rejected) == (len(whole), 40 - len(whole), [])
+
+    missing = [request for request in REQUESTS if request.key not in whole]
+    again = run(tmp_path / "filtered", teacher=teacher, requests=missing, make_filter=make_filter)
+    assert (again.records, len(again.filtered)) == (0, 40 - len(whole))
+    kept = run(tmp_path / "filtered", requests=missing)
+    assert kept.records == 40 - len(whole), "without the filter they are asked again"
+    assert contents(tmp_path / "filtered") == contents(calm)
 
 
 def test_a_job_that_cannot_go_on_ends_and_keeps_what_is_finished(cluster: None, tmp_path: Path) -> None:
