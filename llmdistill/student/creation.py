@@ -119,7 +119,7 @@ def create_from_teacher(
 
     """
     teacher: Any = AutoModelForCausalLM.from_pretrained(str(teacher_folder), dtype="auto")
-    if torch.cuda.is_available() and wanted.measures:
+    if wanted.measures and _fits_gpu(teacher):
         teacher.to("cuda")
     made = cut_from_teacher(teacher, wanted, sequences)
     note = save_student(made.student, teacher_folder, folder, dtype)
@@ -158,6 +158,14 @@ def _layers(
     if isinstance(wanted.layers, tuple):
         return require_layers(wanted.layers, total)
     return choose_layers(teacher, wanted.layers or count, wanted.choose_layers, sequences)
+
+
+def _fits_gpu(model: PreTrainedModel) -> bool:
+    """Whether a GPU has room for the weights and, by a third more, for what a forward pass needs."""
+    if not torch.cuda.is_available():
+        return False
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return bool(size * 4 / 3 < torch.cuda.mem_get_info()[0])
 
 
 def load_student(folder: Path, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from llmdistill.config.student import FromTeacherConfig
-from llmdistill.student.creation import cut_from_teacher
+from llmdistill.student.creation import create_from_teacher, cut_from_teacher
 from tests.student.tiny import SEQUENCES, tiny_model
 
 # vLLM's attention on CPUs knows heads of 32 and more.
@@ -40,6 +40,13 @@ for folder in sys.argv[2:]:
     except Exception as error:
         answer = f"{type(error).__name__}: {error}"
     print("ANSWER", json.dumps([folder, answer]), flush=True)
+"""
+CHECK = """
+import sys
+from pathlib import Path
+from llmdistill.teacher.vllm_check import write_tokens
+if __name__ == "__main__":
+    print("TOKENS", len(write_tokens(Path(sys.argv[1]))))
 """
 
 
@@ -73,3 +80,14 @@ def test_e10_vllm_writes_what_transformers_writes(tmp_path: Path) -> None:
     )
     lines = [line.removeprefix("ANSWER ") for line in answer.stdout.splitlines() if line.startswith("ANSWER ")]
     assert dict(map(json.loads, lines)) == expected, answer.stderr[-3000:]
+
+
+@pytest.mark.timeout(900)
+def test_a_created_student_with_its_tokenizer_passes_the_check_of_the_export(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
+    create_from_teacher(tiny_teacher, FromTeacherConfig(layers=2), tmp_path / "student")
+    answer = subprocess.run(
+        [sys.executable, "-c", CHECK, str(tmp_path / "student")], capture_output=True, text=True, timeout=850
+    )
+    assert "TOKENS 16" in answer.stdout, answer.stderr[-3000:]
