@@ -237,7 +237,7 @@ def make_tiny(folder: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from llmdistill.student.creation import copy_tokenizer
+    from llmdistill.student.folder import copy_tokenizer
 
     config = LlamaConfig(
         vocab_size=FRONT_END_VOCABULARY,

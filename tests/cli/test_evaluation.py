@@ -14,6 +14,7 @@ from llmdistill.cli import stages
 from llmdistill.cli.evaluation import evaluate_run
 from llmdistill.config.evaluate import GenerationConfig
 from llmdistill.config.run import RunConfig
+from llmdistill.config.student import FromTeacherConfig
 from llmdistill.errors import ConfigError, DataError
 from llmdistill.evaluation.methods import METRICS
 from llmdistill.observe.provenance import provenance
@@ -61,8 +62,8 @@ def run(tiny_teacher: Path, tokenizer, tmp_path: Path) -> stages.Run:
     records = [asyncio.run(engine.answer(request)) for request in requests]
     write_shard(shard_folder(found.folder.cache), records, spec, "fake-1")
     write_index(found.folder.cache)
-    create_from_teacher(tiny_teacher, 2, found.folder.untrained)
-    create_from_teacher(tiny_teacher, 3, found.folder.student)
+    create_from_teacher(tiny_teacher, FromTeacherConfig(layers=2), found.folder.untrained)
+    create_from_teacher(tiny_teacher, FromTeacherConfig(layers=3), found.folder.student)
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llmdistill.cli.main import call, cli
-from llmdistill.student.creation import copy_tokenizer
+from llmdistill.student.folder import copy_tokenizer
 from tests.preflight.makers import QWEN3_1_7B, QWEN3_32B
 
 GB = 10**9

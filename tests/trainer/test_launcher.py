@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from llmdistill.config.student import FromTeacherConfig
 from llmdistill.errors import DataError
 from llmdistill.student.creation import create_from_teacher
 from llmdistill.trainer.checkpoint import latest_checkpoint
@@ -38,7 +39,7 @@ def test_a_killed_worker_restarts_at_the_newest_checkpoint_and_errors_do_not(
     tiny_teacher: Path, tmp_path: Path, ray: None
 ) -> None:  # cases R4, R6, R8
     make_cache(tmp_path / "cache", records=24)
-    create_from_teacher(tiny_teacher, 2, tmp_path / "init")
+    create_from_teacher(tiny_teacher, FromTeacherConfig(layers=2), tmp_path / "init")
     calm = job_for(tmp_path / "calm", tmp_path / "cache", tmp_path / "init", epochs=8)
     run_ranks(calm)
     others = set(training_workers())

@@ -18,6 +18,7 @@ from transformers import (
 
 from llmdistill.cache.reader import CacheReader
 from llmdistill.config.objectives import AnyObjective, needs_teacher
+from llmdistill.config.student import FromTeacherConfig
 from llmdistill.export.huggingface import full_weights
 from llmdistill.student.creation import create_from_teacher, load_student
 from llmdistill.student.trainable import require_trainable
@@ -57,7 +58,7 @@ def make_module(student: Path, teacher: Path, *objectives: dict, live: bool = Fa
 @pytest.fixture(scope="module")
 def student_folder(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("student") / "student"
-    create_from_teacher(tiny_teacher, 2, folder)
+    create_from_teacher(tiny_teacher, FromTeacherConfig(layers=2), folder)
     return folder
 
 

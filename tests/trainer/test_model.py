@@ -6,6 +6,7 @@ import torch
 
 from llmdistill.cache.reader import CacheReader
 from llmdistill.config.objectives import ForwardKLConfig, SequenceCEConfig
+from llmdistill.config.student import FromTeacherConfig
 from llmdistill.config.weighting import ScheduleConfig
 from llmdistill.student.creation import create_from_teacher, load_student
 from llmdistill.trainer.checkpoint import latest_checkpoint, read_state
@@ -127,7 +128,7 @@ def test_temperatures_follow_their_schedule(tiny_teacher: Path, tmp_path: Path) 
 
 def test_balanced_objectives_pull_alike_and_the_factors_are_kept(tiny_teacher: Path, tmp_path: Path) -> None:
     make_cache(tmp_path / "cache", records=24)
-    create_from_teacher(tiny_teacher, 2, tmp_path / "init")
+    create_from_teacher(tiny_teacher, FromTeacherConfig(layers=2), tmp_path / "init")
     job = job_for(tmp_path, tmp_path / "cache", tmp_path / "init", workers=1, epochs=4, balance_objectives=True)
     job = replace(job, objectives=(KL.model_copy(update={"weight": 1.0}), CE.model_copy(update={"weight": 1.0})))
     run_ranks(job)
