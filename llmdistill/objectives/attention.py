@@ -12,6 +12,9 @@ import torch
 
 from llmdistill.errors import ConfigError
 
+_SMALLEST = 1e-12
+"""Smaller probabilities count as this, without a gradient: 1/q, and its square in a gradient's norm, stay finite."""
+
 
 def attention_kl(student_BHTT: torch.Tensor, teacher_BHTT: torch.Tensor, rows_BT: torch.Tensor) -> torch.Tensor:
     """KL(teacher's map ‖ student's map), mean over heads. Source: MobileBERT, arXiv 2004.02984, equation 2.
@@ -26,8 +29,7 @@ def attention_kl(student_BHTT: torch.Tensor, teacher_BHTT: torch.Tensor, rows_BT
 
     """
     student_BHTT, teacher_BHTT = _comparable(student_BHTT, teacher_BHTT)
-    smallest = torch.finfo(student_BHTT.dtype).tiny
-    ratio_BHTT = teacher_BHTT.clamp_min(smallest).log() - student_BHTT.clamp_min(smallest).log()
+    ratio_BHTT = teacher_BHTT.clamp_min(_SMALLEST).log() - student_BHTT.clamp_min(_SMALLEST).log()
     return (teacher_BHTT * ratio_BHTT).sum(dim=3).mean(dim=1)[rows_BT]
 
 

@@ -16,20 +16,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmdistill.config.capture import CaptureConfig
 from llmdistill.config.objectives import AnyObjective, ForwardKLConfig, TemperedConfig
 from llmdistill.config.run import RunConfig
+from llmdistill.config.structure import DeepSupervisionConfig, MappedConfig, RelationConfig
 from llmdistill.preflight.findings import Finding, error, ok
 
 if TYPE_CHECKING:
     import torch
 
     from llmdistill.cache.reader import CacheReader
+    from llmdistill.teacher.columns import Columns
     from llmdistill.types import Record
 
 VOCABULARY, PADDING, RECORDS, TOKENS, PROMPT = 211, 13, 6, 25, 4
 ROWS = RECORDS * (TOKENS - PROMPT)
 _AGREEMENT = {"u4": 0.2, "u8": 2e-3, "u12": 2e-4, "f16": 2e-3}
 """Divergence in nats that a student may have from its own stored log-probabilities, for each way to store them."""
+_AGREEMENT_OF_DRAWS = 0.2
+"""The same for drawn entries, which are right on average only."""
 _FAR = 50
 _TOLERANCE = 1e-4
 _FIX = "do not train with this installation: run the tests of llmdistill and report what they show"
@@ -53,20 +58,28 @@ def self_test(config: RunConfig) -> list[Finding]:
     from llmdistill.cache.index import write_index
     from llmdistill.cache.reader import CacheReader
     from llmdistill.cache.shard import write_shard
+    from llmdistill.teacher.columns import Columns
+    from llmdistill.types import CaptureSpec
 
-    temperatures = sorted({o.temperature for o in config.objectives if isinstance(o, TemperedConfig)} - {1.0})
+    live = config.train.soft_labels == "live"
+    objectives = tuple(_fitting(objective) for objective in config.objectives)
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         teacher, student = _tiny_model(), _tiny_model()
-        spec = _spec(config, tuple(temperatures))
-        records = [_record(teacher, number, spec) for number in range(RECORDS)]
+        capture = _capture(config)
+        columns = Columns.of(capture, VOCABULARY)
+        spec = CaptureSpec(
+            mode="score", vocabulary_size=VOCABULARY, teacher="", tokenizer="", engine="self-test", dtype="float32",
+            **capture.spec_fields(),
+        )  # fmt: skip
+        records = [_record(teacher, number, columns) for number in range(RECORDS)]
         write_shard(Path(folder) / "shards", records, spec, "self-test", config.capture.compression)
         write_index(Path(folder))
         reader = CacheReader(Path(folder))
         return [
-            _alignment(teacher, reader, config.capture.logprobs),
-            *_gradients(student, reader, config.objectives),
-            _accumulation(student, reader, config.objectives),
+            _alignment(teacher, reader, capture),
+            *_gradients(_module(student, teacher, objectives, live), reader, objectives),
+            _accumulation(_module(student, teacher, objectives, live), reader),
         ]
 
 
@@ -83,84 +96,88 @@ def _tiny_model() -> Any:
     return model.to(torch.float32)
 
 
-def _spec(config: RunConfig, temperatures: tuple[float, ...]) -> Any:
-    from llmdistill.types import CaptureSpec
+def _fitting(objective: AnyObjective) -> AnyObjective:
+    """The objective on layers and heads that the tiny models have."""
+    if isinstance(objective, DeepSupervisionConfig):
+        return objective.model_copy(update={"layers": (1,)})
+    if isinstance(objective, RelationConfig):
+        return objective.model_copy(update={"layers": "last", "count": None, "heads": 2})
+    if isinstance(objective, MappedConfig):
+        return objective.model_copy(update={"layers": "uniform", "count": None})
+    return objective
 
-    # Few entries, so that the tail matters.
-    top_k = min(getattr(config.capture, "top_k", 16), 16)
-    return CaptureSpec(
-        "score", "top_k", top_k, VOCABULARY, "", "", "self-test", "float32",
-        temperatures=temperatures, logprobs=config.capture.logprobs,
-    )  # fmt: skip
+
+def _capture(config: RunConfig) -> CaptureConfig:
+    """The run's capture with the temperatures of its objectives; few entries, so that the tail matters."""
+    used = {o.temperature for o in config.objectives if isinstance(o, TemperedConfig)} - {1.0}
+    changes = {"top_k": min(config.capture.top_k, 16), "temperatures": tuple(sorted(used)), "hidden_layers": ()}
+    return config.capture.model_copy(update=changes)
 
 
-def _record(teacher: Any, number: int, spec: Any) -> Record:
+def _record(teacher: Any, number: int, columns: Columns) -> Record:
     """A random sequence that the teacher scored, by way of the engine's layout."""
     import numpy as np
     import torch
 
-    from llmdistill.teacher.extract import rows_of_prompt
+    from llmdistill.teacher import extract
+    from llmdistill.teacher.capture import draw_seed, fill_columns
     from llmdistill.types import Record
 
+    key = number.to_bytes(16, "little")
     token_ids = torch.randint(0, VOCABULARY, (TOKENS,))
     with torch.no_grad():
-        logits_TV = teacher(token_ids.unsqueeze(0)).logits[0, :, :VOCABULARY]
-    logprobs_TV = logits_TV.log_softmax(dim=1)
-    supervised = [position >= PROMPT for position in range(TOKENS)]
-    rows = rows_of_prompt(_flat(logprobs_TV, token_ids, spec.top_k), token_ids.tolist(), supervised, spec.top_k)
-    if spec.temperatures:
-        kept_RV = logprobs_TV[PROMPT - 1 : -1]
-        exact = [(kept_RV / temperature).logsumexp(dim=1) for temperature in spec.temperatures]
-        rows = dataclasses.replace(rows, logsumexp_RJ=torch.stack(exact, dim=1).numpy())
-    return Record(
-        number.to_bytes(16, "big"), token_ids.numpy().astype(np.int32), np.array(supervised), rows, "scored", number
+        logprobs_TV = teacher(token_ids.unsqueeze(0)).logits[0, :-1].log_softmax(dim=1)
+    positions = np.arange(1, TOKENS)
+    filled = fill_columns(
+        logprobs_TV, token_ids[1:], np.full(TOKENS - 1, draw_seed(key), np.uint64), positions, columns
     )
+    supervised = [position >= PROMPT for position in range(TOKENS)]
+    rows = extract.rows_of_prompt(_flat(*filled), token_ids.tolist(), supervised, columns)
+    return Record(key, token_ids.numpy().astype(np.int32), np.array(supervised), rows, "scored", number)
 
 
-def _flat(logprobs_TV: torch.Tensor, token_ids: torch.Tensor, k: int) -> _Flat:
-    """Entry i describes token i: first the token itself, then the k most likely; the first token has none."""
-    starts, ends = [0], [0]
-    ids: list[int] = []
-    values: list[float] = []
-    for position in range(1, len(token_ids)):
-        row_V = logprobs_TV[position - 1]
-        best = row_V.topk(k)
-        starts.append(len(ids))
-        ids += [int(token_ids[position]), *best.indices.tolist()]
-        values += [float(row_V[token_ids[position]]), *best.values.tolist()]
-        ends.append(len(ids))
-    return _Flat(starts, ends, ids, values)
+def _flat(ids_RW: torch.Tensor, values_RW: torch.Tensor) -> _Flat:
+    """Entry i describes token i; the first token has none."""
+    width = ids_RW.shape[1]
+    ends = [0, *range(width, ids_RW.numel() + 1, width)]
+    return _Flat([0, *ends[:-1]], ends, ids_RW.flatten().tolist(), values_RW.flatten().tolist())
 
 
-def _module(student: Any, objectives: tuple[AnyObjective, ...]) -> Any:
+def _module(student: Any, teacher: Any, objectives: tuple[AnyObjective, ...], live: bool) -> Any:
+    from llmdistill.trainer.live_teacher import LiveTeacher
     from llmdistill.trainer.model import DistillationModule
+    from llmdistill.trainer.states import StateNeeds
 
-    return DistillationModule(student, VOCABULARY, objectives)
+    needs = StateNeeds.of(objectives)
+    for model in (student, teacher):
+        model.set_attn_implementation(needs.attention_implementation)
+    beside = LiveTeacher(teacher.requires_grad_(False), VOCABULARY, needs)
+    return DistillationModule(student, VOCABULARY, objectives, beside, live)
 
 
-def _alignment(teacher: Any, reader: CacheReader, format: str) -> Finding:
+def _alignment(teacher: Any, reader: CacheReader, capture: CaptureConfig) -> Finding:
     import torch
 
     from llmdistill.trainer.data import collate
 
     batch = collate(reader, [tuple(range(RECORDS))], RECORDS * TOKENS)
     shifted = dataclasses.replace(batch, row_slots_R=batch.row_slots_R - 1)
-    module = _module(teacher, (ForwardKLConfig(type="forward_kl"),))
+    module = _module(teacher, teacher, (ForwardKLConfig(type="forward_kl"),), live=False)
+    allowed = _AGREEMENT[capture.logprobs] if capture.kind == "top_k" else _AGREEMENT_OF_DRAWS
     with torch.no_grad():
         here, off = (float(module(item)[1][0]) / ROWS for item in (batch, shifted))
     what = f"student = teacher: {here:.2g} nats a row; one position off: {off:.2g}"
-    if not abs(here) <= _AGREEMENT[format] or not off > _FAR * _AGREEMENT["u8"]:
-        return error("self-test: alignment", f"{what}; expected at most {_AGREEMENT[format]:g} and far more", _FIX)
+    if not abs(here) <= allowed or not off > max(_FAR * _AGREEMENT["u8"], 4 * abs(here)):
+        return error("self-test: alignment", f"{what}; expected at most {allowed:g} and far more", _FIX)
     return ok("self-test: alignment", what)
 
 
-def _gradients(student: Any, reader: CacheReader, objectives: tuple[AnyObjective, ...]) -> list[Finding]:
+def _gradients(module: Any, reader: CacheReader, objectives: tuple[AnyObjective, ...]) -> list[Finding]:
     """The norm of each objective's gradient by the logits, unweighted, in the middle of the training."""
     import torch
 
     from llmdistill.trainer.data import collate
 
-    module = _module(student, objectives)
     module.zero_grad()
     total, values, squares = module(collate(reader, [tuple(range(RECORDS))], RECORDS * TOKENS), _PROGRESS, True)
     total.backward()
@@ -180,11 +197,11 @@ def _gradients(student: Any, reader: CacheReader, objectives: tuple[AnyObjective
     return [ok("self-test: gradients", said)]
 
 
-def _accumulation(student: Any, reader: CacheReader, objectives: tuple[AnyObjective, ...]) -> Finding:
+def _accumulation(module: Any, reader: CacheReader) -> Finding:
     """One micro-batch against three, and against two ranks of unequal rows, with the trainer's own factors."""
-    whole = _gradient(student, reader, objectives, [[[0, 1, 2, 3, 4, 5]]])
-    accumulated = _gradient(student, reader, objectives, [[[0], [1, 2, 3], [4, 5]]])
-    ranks = _gradient(student, reader, objectives, [[[0]], [[1, 2, 3, 4, 5]]])
+    whole = _gradient(module, reader, [[[0, 1, 2, 3, 4, 5]]])
+    accumulated = _gradient(module, reader, [[[0], [1, 2, 3], [4, 5]]])
+    ranks = _gradient(module, reader, [[[0]], [[1, 2, 3, 4, 5]]])
     scale = float(whole.norm())
     errors = [float((other - whole).norm()) / scale for other in (accumulated, ranks)]
     what = f"gradient norm {scale:.3g}; 3 micro-batches differ by {errors[0]:.1g}, 2 ranks by {errors[1]:.1g} of it"
@@ -193,15 +210,12 @@ def _accumulation(student: Any, reader: CacheReader, objectives: tuple[AnyObject
     return ok("self-test: accumulation", what)
 
 
-def _gradient(
-    student: Any, reader: CacheReader, objectives: tuple[AnyObjective, ...], ranks: list[list[list[int]]]
-) -> torch.Tensor:
+def _gradient(module: Any, reader: CacheReader, ranks: list[list[list[int]]]) -> torch.Tensor:
     """The step's gradient, flat, when so many ranks each compute these micro-batches of records."""
     import torch
 
     from llmdistill.trainer.data import collate
 
-    module = _module(student, objectives)
     module.zero_grad()
     for micro_batches in ranks:
         for records in micro_batches:

@@ -31,6 +31,21 @@ def test_everything_that_is_shipped_passes(logprobs: str) -> None:
     assert levels(config) == {"alignment": "ok", "gradients": "ok", "accumulation": "ok"}
 
 
+@pytest.mark.parametrize("kind", ["sampled", "head_tail"])
+def test_drawn_captures_pass(kind: str) -> None:
+    config = make_config(objectives=[ALL[0], ALL[10]], capture={"kind": kind})
+    assert levels(config) == {"alignment": "ok", "gradients": "ok", "accumulation": "ok"}
+
+
+def test_live_teachers_and_inner_objectives_pass() -> None:
+    inner = [
+        {"type": "hidden_mse", "layers": [[12, 30]]}, {"type": "attention_kl"}, {"type": "relation", "heads": 9},
+        {"type": "relational_angle"}, {"type": "deep_supervision", "layers": [6]},
+    ]  # fmt: skip
+    config = make_config(objectives=[ALL[0], *inner], train={"soft_labels": "live"})
+    assert levels(config) == {"alignment": "ok", "gradients": "ok", "accumulation": "ok"}
+
+
 def test_the_random_state_is_left_alone() -> None:
     before = torch.random.get_rng_state()
     self_test(make_config())
@@ -40,8 +55,8 @@ def test_the_random_state_is_left_alone() -> None:
 def test_rows_that_are_one_position_off_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = extract.rows_of_prompt
 
-    def shifted(flat: Any, token_ids: Any, supervised: Any, k: int) -> Any:
-        rows = right(flat, token_ids, supervised, k)
+    def shifted(*arguments: Any) -> Any:
+        rows = right(*arguments)
         return dataclasses.replace(rows, ids_RK=rows.ids_RK[::-1].copy(), logprobs_RK=rows.logprobs_RK[::-1].copy())
 
     monkeypatch.setattr(extract, "rows_of_prompt", shifted)
@@ -63,9 +78,9 @@ def test_an_objective_without_a_usable_gradient_is_named(
 def test_a_mean_of_means_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = model.ObjectivesHead.forward
 
-    def mean(self: Any, hidden_RD: Any, *rest: Any) -> Any:
-        total, values, squares = right(self, hidden_RD, *rest)
-        return total / len(hidden_RD), values, squares
+    def mean(self: Any, states: Any, weight: Any, teacher_states: Any, targets: Any, batch: Any, *rest: Any) -> Any:
+        total, values, squares = right(self, states, weight, teacher_states, targets, batch, *rest)
+        return total / len(batch.row_slots_R), values, squares
 
     monkeypatch.setattr(model.ObjectivesHead, "forward", mean)
     assert levels(make_config())["accumulation"] == "error"

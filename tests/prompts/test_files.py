@@ -90,7 +90,8 @@ def test_fsspec_addresses_are_files_folders_and_globs(memory_folder: str, tmp_pa
 
 
 def test_files_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("s3fs")
+    # Connections are kept by address, and an earlier test's server may have had another.
+    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     try:

@@ -44,9 +44,13 @@ for folder in sys.argv[2:]:
 CHECK = """
 import sys
 from pathlib import Path
-from llmdistill.teacher.vllm_check import write_tokens
+from llmdistill.config.teacher import SamplingConfig, TeacherConfig
+from llmdistill.teacher.respond import respond
 if __name__ == "__main__":
-    print("TOKENS", len(write_tokens(Path(sys.argv[1]))))
+    folder = Path(sys.argv[1])
+    greedy = SamplingConfig(temperature=0.0, max_new_tokens=16)
+    answers = respond(folder, TeacherConfig(model=str(folder), max_model_len=64), [((1, 2, 3), greedy, 0)])
+    print("TOKENS", len(answers[0]))
 """
 
 
