@@ -11,6 +11,7 @@ import click
 
 from llmdistill import __version__
 from llmdistill.cli.cache import cache
+from llmdistill.cli.launch import launch
 from llmdistill.errors import LLMDistillError
 
 
@@ -29,6 +30,7 @@ def cli(context: click.Context, debug: bool) -> None:
 
 
 cli.add_command(cache)
+cli.add_command(launch)
 
 
 def _stage_command(name: str, help_text: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from llmdistill.cache.index import committed_keys, write_index
 from llmdistill.cache.reader import CacheReader
 from llmdistill.cache.storage import commit_bytes
-from llmdistill.cluster import ray_cluster
+from llmdistill.cluster import CAPTURE, SHARE, TRAIN, ray_cluster
 from llmdistill.config.objectives import AnyObjective, SequenceCEConfig
 from llmdistill.config.run import RunConfig
 from llmdistill.errors import DataError
@@ -62,7 +62,9 @@ def generate(run: Run) -> None:
         factory = functools.partial(
             make_engine, run.teacher_folder, config.teacher, config.capture, len(tokenizer), tokenizer.eos_token_id
         )
-        with Progress("generate", len(requests), "records", already) as progress, ray_cluster(config.cluster):
+        replicas = 1 if config.teacher.replicas == "auto" else config.teacher.replicas
+        needs: list[dict[str, float]] = [{"GPU": config.teacher.tensor_parallel, CAPTURE: SHARE}] * replicas
+        with Progress("generate", len(requests), "records", already) as progress, ray_cluster(config.cluster, needs):
 
             def show(report: FleetReport) -> None:
                 note = "loading the teacher"
@@ -112,7 +114,7 @@ def train(run: Run) -> None:
         trainings.append(
             (BASELINE, (SequenceCEConfig(type="sequence_ce"),), run.folder.baseline(BASELINE) / "checkpoints")
         )
-    with ray_cluster(run.config.cluster):
+    with ray_cluster(run.config.cluster, [{"GPU": 1, TRAIN: SHARE}] * run.config.train.workers):
         for name, chosen, checkpoints in trainings:
             _train_one(run, name, chosen, checkpoints)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmdistill.cluster import require_resources
+from llmdistill.cluster import SHARE, TRAIN, require_resources
 from llmdistill.errors import LLMDistillError, TrainingError
 from llmdistill.trainer.job import TrainJob
 from llmdistill.trainer.metrics import read_metrics
@@ -51,7 +51,11 @@ def launch(job: TrainJob, scratch: Path, on_progress: Callable[[dict[str, Any]],
         scaling_config=ScalingConfig(
             num_workers=job.train.workers,
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": cores, **({"GPU": 1} if use_gpu else {})},
+            resources_per_worker={
+                "CPU": cores,
+                **({"GPU": 1} if use_gpu else {}),
+                **({TRAIN: SHARE} if TRAIN in resources else {}),
+            },
         ),
         run_config=RunConfig(name=job.name, storage_path=str(scratch), failure_config=FailureConfig(max_failures=0)),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),

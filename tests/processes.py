@@ -1,0 +1,50 @@
+"""Daemons of a test: started in the foreground with their output in files, and ended with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any, Self
+
+
+class Processes:
+    """Processes that end, with their groups, when the context does."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self._folder, self._environment = folder, environment
+        self._running: list[tuple[Path, subprocess.Popen[bytes]]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for _, process in reversed(self._running):
+            process.terminate()
+            try:
+                process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                pass
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait()
+
+    def start(self, name: str, *command: Any, **environment: str) -> subprocess.Popen[bytes]:
+        log = self._folder / f"{name}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [str(word) for word in command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**self._environment, **environment},
+                start_new_session=True,
+            )
+        self._running.append((log, process))
+        return process
+
+    def last_lines(self) -> str:
+        return "; ".join(log.name + ": " + " | ".join(log.read_text().splitlines()[-2:]) for log, _ in self._running)
