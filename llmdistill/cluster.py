@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmdistill.config.cluster import ClusterConfig
+from llmdistill.config.cluster import ClusterConfig, looks_secret
 from llmdistill.errors import ClusterError
 
 CAPTURE, TRAIN = "llmdistill_capture", "llmdistill_train"
@@ -23,7 +23,9 @@ CAPTURE, TRAIN = "llmdistill_capture", "llmdistill_train"
 SHARE = 0.001
 """What a replica or trainer takes of those: only whether a node has the resource matters."""
 
-_SECRET = {"TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "CREDENTIALS", "KEY", "APIKEY"}
+PACKAGES = ("llmdistill", "torch", "transformers", "deepspeed", "safetensors")
+"""What every node must hold; of the first two the same version as here."""
+
 _POLL_SECONDS = 1.0
 _CONNECT_SECONDS = 5.0
 
@@ -55,6 +57,8 @@ def ray_cluster(cluster: ClusterConfig, needs: Sequence[dict[str, float]] = ()) 
         raise _unreachable(cluster.address, str(error)) from None
     try:
         _await_nodes(cluster)
+        if cluster.address is not None:
+            _require_packages()
         if cluster.autoscaling and needs:
             with _autoscaled(cluster, needs):
                 yield
@@ -91,12 +95,12 @@ def forwarded_environment(patterns: Sequence[str], environment: Mapping[str, str
     return {
         name: value
         for name, value in environment.items()
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) and not _SECRET & set(name.upper().split("_"))
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) and not looks_secret(name)
     }
 
 
 def _worker_environment(cluster: ClusterConfig) -> dict[str, str]:
-    variables = forwarded_environment(cluster.environment, os.environ)
+    variables = forwarded_environment(cluster.environment, os.environ) | cluster.variables
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "null"))
     if submitted is None:
         # Workers must find the package also when it is run from a source tree.
@@ -162,6 +166,48 @@ def _await_nodes(cluster: ClusterConfig) -> None:
                 fix="look for the missing nodes' own messages, or raise cluster.wait_seconds",
             )
         time.sleep(_POLL_SECONDS)
+
+
+def _require_packages() -> None:
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = _versions(PACKAGES)
+    asked = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            on_it = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            look: Any = ray.remote(_versions).options(num_cpus=0, scheduling_strategy=on_it)
+            asked.append((node["NodeManagerAddress"], look.remote(PACKAGES)))
+    for address, answer in asked:
+        where, fix = f"node {address}", "run the same versions on all nodes, for example from one image"
+        try:
+            there = ray.get(answer)
+        except RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ClusterError(f"llmdistill does not start there: {reason}", where, fix) from None
+        for name in PACKAGES:
+            if there[name] is None:
+                raise ClusterError(f"the package {name} is missing", where, fix)
+        for name in PACKAGES[:2]:
+            if there[name] != here[name]:
+                raise ClusterError(f"{name} is {there[name]}, here it is {here[name]}", where, fix)
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str | None]:
+    from importlib import metadata
+
+    import llmdistill
+
+    found: dict[str, str | None] = {}
+    for name in packages:
+        try:
+            # The package itself may come with the job; builds of one version for CPUs and GPUs are the same here.
+            found[name] = llmdistill.__version__ if name == "llmdistill" else metadata.version(name).partition("+")[0]
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 @contextlib.contextmanager

@@ -46,5 +46,10 @@ class Processes:
         self._running.append((log, process))
         return process
 
-    def last_lines(self) -> str:
-        return "; ".join(log.name + ": " + " | ".join(log.read_text().splitlines()[-2:]) for log, _ in self._running)
+    def output(self, name: str) -> str:
+        """What a process wrote so far."""
+        return (self._folder / f"{name}.log").read_text()
+
+    def last_lines(self, count: int = 2) -> str:
+        """The ends of all outputs, for a message."""
+        return "; ".join(f"{log.name}: " + " | ".join(log.read_text().splitlines()[-count:]) for log, _ in self._running)

@@ -43,3 +43,33 @@ def slurm(config: Any, path: Any, overrides: tuple[str, ...], dry_run: bool) -> 
         return
     job = submit(config, script)
     click.echo(f"job {job} is in the queue; log: {log_folder(config)}/slurm-{job}.log")
+
+
+@_target("ray")
+def ray(config: Any, path: Any, overrides: tuple[str, ...], dry_run: bool) -> int:
+    """Run as a job of a Ray cluster, follow its output, and end with its exit status. Ctrl-C stops the job."""
+    from llmdistill.launch.ray_job import ENTRYPOINT, bundle, run_job
+
+    if dry_run:
+        click.echo(f"{config.cluster.ray.address}: {ENTRYPOINT}, with")
+        for name, contents in bundle(config).items():
+            click.echo(f"  {name}  {len(contents)} bytes")
+        return 0
+    return run_job(config, lambda text: click.echo(text, err=True, nl=False))
+
+
+@_target("k8s")
+def k8s(config: Any, path: Any, overrides: tuple[str, ...], dry_run: bool) -> None:
+    """Create a KubeRay RayJob: a worker group for the teacher fleet, one for the trainers, both autoscaled."""
+    from datetime import UTC, datetime
+
+    from llmdistill.launch.kubernetes import apply, job_name, manifests
+
+    suffix = datetime.now(UTC).strftime("%m%d%H%M%S")
+    text = manifests(config, suffix)
+    if dry_run:
+        click.echo(text, nl=False)
+        return
+    apply(config, text)
+    name, namespace = job_name(config, suffix), config.cluster.kubernetes.namespace
+    click.echo(f"created rayjob {name}; follow it with `kubectl --namespace {namespace} logs --follow job/{name}`")

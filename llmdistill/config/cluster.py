@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
@@ -15,6 +16,24 @@ def _one_line(text: str) -> str:
         raise ValueError("must be one line without control characters")
     return text
 
+
+def looks_secret(name: str) -> bool:
+    """Whether an environment variable of this name holds something that must not be shown."""
+    return bool(_SECRET & set(name.upper().split("_")))
+
+
+def _no_secrets(variables: dict[str, str]) -> dict[str, str]:
+    for name, value in variables.items():
+        if looks_secret(name):
+            raise ValueError(f"{name} looks like a secret, which this file and Ray would show; give it to the nodes themselves")
+        if not _VARIABLE.fullmatch(name):
+            raise ValueError(f"'{name}' is no name of an environment variable")
+        _one_line(value)
+    return variables
+
+
+_SECRET = {"TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "CREDENTIALS", "KEY", "APIKEY"}
+_VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 
 Line = Annotated[str, AfterValidator(_one_line)]
 """Text of one line."""
@@ -83,7 +102,7 @@ class WorkerGroupConfig(Section):
     """Pods that are kept."""
     max_replicas: PositiveInt = 1
     """Pods that the autoscaler may start."""
-    gpus: NonNegativeInt = 1
+    gpus: PositiveInt = 1
     """`nvidia.com/gpu` of a pod."""
     cpus: PositiveInt = 8
     """Cores of a pod."""
@@ -95,6 +114,15 @@ class WorkerGroupConfig(Section):
     """Labels of the machines."""
     tolerations: tuple[dict[str, str], ...] = ()
     """Kubernetes tolerations; one for `nvidia.com/gpu` is there always."""
+
+
+class HeadConfig(Section):
+    """The pod of Ray's head, where the run itself is: it reads prompts, exports and evaluates."""
+
+    cpus: PositiveInt = 8
+    """Cores."""
+    memory: Line = "32Gi"
+    """Memory."""
 
 
 class KubernetesConfig(Section):
@@ -113,6 +141,8 @@ class KubernetesConfig(Section):
     secrets: tuple[Line, ...] = ()
     """Names of Secrets whose keys become environment variables of the pods (HF_TOKEN, AWS_SECRET_ACCESS_KEY, …). Their values are never
     read here."""
+    head: HeadConfig = HeadConfig()
+    """Pod of Ray's head."""
     capture: WorkerGroupConfig = WorkerGroupConfig()
     """Pods of the teacher fleet."""
     train: WorkerGroupConfig = WorkerGroupConfig()
@@ -139,11 +169,13 @@ class ClusterConfig(Section):
     autoscaling: bool = False
     """Ask Ray's autoscaler for the GPUs of a stage and wait for them, instead of refusing at once. Its nodes carry the
     custom resources `llmdistill_capture` and `llmdistill_train`, as those of `launch k8s` do."""
-    wait_seconds: PositiveInt = 300
+    wait_seconds: PositiveInt = 600
     """How long to wait for nodes and for the autoscaler; then the run ends with status 4."""
     environment: tuple[Line, ...] = ("DS_*", "FI_*", "GLOO_*", "HF_*", "NCCL_*", "TORCH_*", "UCX_*", "VLLM_*")
     """Environment variables, as patterns, that go from where the run starts to every worker. A name with TOKEN, SECRET, PASSWORD,
     CREDENTIALS or KEY in it never does, since Ray shows such variables to everybody: give it to the nodes themselves."""
+    variables: Annotated[dict[str, str], AfterValidator(_no_secrets)] = {}
+    """Environment variables of every worker, and of the run itself where `launch` starts it."""
     slurm: SlurmConfig = SlurmConfig()
     """For `llmdistill launch slurm`."""
     kubernetes: KubernetesConfig | None = None

@@ -6,13 +6,14 @@ from llmdistill.config.run import RunConfig
 from llmdistill.errors import ConfigError
 
 
-def require_gpus(config: RunConfig, *, capture: int, train: int, asked: str) -> None:
+def require_gpus(config: RunConfig, *, capture: int, train: int, node: int, asked: str) -> None:
     """Refuse a run that would need more GPUs than it asks for.
 
     Args:
         config: the run.
         capture: GPUs that the teacher fleet will see; 0 where the cluster has none.
         train: GPUs that the trainers will see.
+        node: GPUs of each node of the fleet; a replica lies on one node.
         asked: the key that says so, for the message.
 
     Raises:
@@ -24,6 +25,7 @@ def require_gpus(config: RunConfig, *, capture: int, train: int, asked: str) -> 
     needs = (
         (f"teacher.replicas {replicas} × tensor_parallel {teacher.tensor_parallel}", replicas * teacher.tensor_parallel, capture),
         (f"train.workers {config.train.workers}", config.train.workers, train),
+        (f"teacher.tensor_parallel {teacher.tensor_parallel}, on one node,", teacher.tensor_parallel, node),
     )
     for what, needed, there in needs:
         if there and needed > there:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters["quote"] = _quote
     environment.filters["yaml"] = _yaml
+    environment.filters["json"] = json.dumps  # Jinja's own escapes for HTML
     return environment.get_template(template).render(**values)
 
 

@@ -32,11 +32,12 @@ def job_script(config: RunConfig, path: Path, overrides: Sequence[str]) -> str:
     """
     slurm = config.cluster.slurm
     gpus = slurm.nodes * slurm.gpus_per_node
-    require_gpus(config, capture=gpus, train=gpus, asked="cluster.slurm (nodes × gpus_per_node)")
+    require_gpus(config, capture=gpus, train=gpus, node=slurm.gpus_per_node, asked="cluster.slurm (nodes × gpus_per_node)")
     return render(
         "slurm/job.sbatch.jinja",
         slurm=slurm,
         container=slurm.container,
+        variables=config.cluster.variables,
         name=_word(Path(config.output).resolve().name, "output"),
         folder=_word(str(Path.cwd()), "the working directory"),
         logs=_word(str(log_folder(config)), "output"),

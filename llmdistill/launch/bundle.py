@@ -1,0 +1,75 @@
+"""What travels with a run to a cluster that does not share this machine's files: its configuration and the small files
+that the configuration names by relative paths. Nothing else of the working directory goes along: no .git, no data, and what
+is needed goes whether .gitignore lists it or not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+import yaml
+
+from llmdistill.config.run import RunConfig
+from llmdistill.errors import ConfigError, DataError
+
+CONFIG = "config.yaml"
+"""Name of the configuration in a bundle."""
+
+
+def make_bundle(config: RunConfig, limit: int, cluster: dict[str, object], mounted: str = "") -> dict[str, bytes]:
+    """Collect the files.
+
+    Args:
+        config: the run; relative paths start at the working directory.
+        limit: bytes that may travel.
+        cluster: keys of `cluster` that are different there.
+        mounted: the folder that the bundle becomes there, where that is not the working directory.
+
+    Returns:
+        Relative path → contents.
+
+    Raises:
+        ConfigError: `output` or a model is a path of this machine, or too much would travel.
+        DataError: a file that the configuration names is not there.
+
+    """
+    _require_shared(config)
+    files = {}
+    resolved = config.model_dump(mode="json")
+    resolved["cluster"].update(cluster)
+    for number, source in enumerate(config.prompts.sources):
+        path = PurePosixPath(source.path)
+        if path.is_absolute() or "://" in source.path:
+            continue  # on the cluster's storage
+        if ".." in path.parts:
+            raise ConfigError(
+                f"'{path}' leaves the working directory", f"prompts.sources.{number}.path", fix="call from a folder above it"
+            )
+        try:
+            files[str(path)] = Path(path).read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read the prompts: {error.strerror}", where=str(path)) from None
+        resolved["prompts"]["sources"][number]["path"] = str(PurePosixPath(mounted, path))
+    files[CONFIG] = yaml.safe_dump(resolved, sort_keys=False).encode()
+    size = sum(map(len, files.values()))
+    if size > limit:
+        raise ConfigError(
+            f"the prompts and the configuration have {size >> 10} KiB, {limit >> 10} KiB can travel with a job",
+            "prompts.sources",
+            fix="put the prompts on the cluster's storage and write their absolute path",
+        )
+    return files
+
+
+def _require_shared(config: RunConfig) -> None:
+    if not Path(config.output).is_absolute():
+        raise ConfigError(
+            f"'{config.output}' is relative: it would lie in a folder that ends with the job",
+            "output",
+            fix="write an absolute path on storage that every node of the cluster reaches",
+        )
+    for key, model in (("teacher.model", config.teacher.model), ("student.model", config.student.model)):
+        if model is not None and not Path(model).is_absolute() and Path(model).exists():
+            raise ConfigError(
+                f"'{model}' lies on this machine", key, fix="write an absolute path on the cluster's storage, or a hub id"
+            )
