@@ -18,7 +18,7 @@ from llmdistill.config.cluster import ClusterConfig, looks_secret
 from llmdistill.errors import ClusterError
 
 CAPTURE, TRAIN = "llmdistill_capture", "llmdistill_train"
-"""Ray resources of which each node of an autoscaled worker group holds 1, so that a stage gets nodes of its own kind."""
+"""Ray resources: each node of an autoscaled worker group holds 1, so that a stage gets nodes of its own kind."""
 
 SHARE = 0.001
 """What a replica or trainer takes of those: only whether a node has the resource matters."""
@@ -52,7 +52,9 @@ def ray_cluster(cluster: ClusterConfig, needs: Sequence[dict[str, float]] = ()) 
         if cluster.address is None:
             ray.init(address="local", include_dashboard=False, **options)
         else:
-            ray.init(address=_living_address(cluster.address), **options)
+            address = _living_address(cluster.address)
+            enable_token()
+            ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _unreachable(cluster.address, str(error)) from None
     try:
@@ -88,6 +90,13 @@ def require_resources(what: str, asked: dict[str, float], fix: str) -> None:
             raise ClusterError(
                 f"{what} needs {amount:g} {resource}, the cluster has {total.get(resource, 0):g}", fix=fix
             )
+
+
+def enable_token() -> None:
+    """Use the token of this machine, if it has one: Ray does so by itself only for clusters of the same machine."""
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def forwarded_environment(patterns: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
@@ -135,12 +144,15 @@ def _unreachable(address: str | None, reason: str) -> ClusterError:
     if len(versions) == 2:
         (ray_there, python_there), (ray_here, python_here) = versions
         return ClusterError(
-            f"the cluster runs Ray {ray_there} on Python {python_there}, this process Ray {ray_here} on Python {python_here}",
+            f"the cluster runs Ray {ray_there} on Python {python_there}, "
+            f"this process Ray {ray_here} on Python {python_here}",
             where,
             fix="run the same versions on both sides, for example from the same image",
         )
     if address is not None and "://" in address:
-        return ClusterError(reason, where, fix="submit the run with `llmdistill launch ray`, or write host:port or auto")
+        return ClusterError(
+            reason, where, fix="submit the run with `llmdistill launch ray`, or write host:port or auto"
+        )
     if "uthenticat" in reason or "token" in reason:
         return ClusterError(
             f"the cluster refuses this process: {reason.splitlines()[0]}",

@@ -32,21 +32,18 @@ def operated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_port()
     ray = Path(sys.executable).parent / "ray"
     with Processes(folder, {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}) as processes:
-        process = processes.start(
+        processes.start_ray(
             "ray", ray, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2",
             "--include-dashboard=false", "--temp-dir=/tmp/llmdistill-test",
         )  # fmt: skip
-        deadline = time.monotonic() + 120
-        while "--block" not in processes.last_lines(20):
-            assert process.poll() is None and time.monotonic() < deadline, processes.last_lines(20)
-            time.sleep(0.2)
         yield f"127.0.0.1:{port}"
 
 
 def test_the_allow_list_carries_settings_and_never_secrets() -> None:
     variables = {
-        "NCCL_SOCKET_IFNAME": "ib0", "HF_HOME": "/storage/hf", "HF_TOKEN": "hf_secret", "HF_API_KEY": "x", "HOME": "/root",
-        "VLLM_API_KEY": "y", "NCCL_DEBUG": "INFO", "AWS_SECRET_ACCESS_KEY": "z", "CUDA_VISIBLE_DEVICES": "3",
+        "NCCL_SOCKET_IFNAME": "ib0", "HF_HOME": "/storage/hf", "HF_TOKEN": "hf_secret",
+        "HF_API_KEY": "x", "HOME": "/root", "VLLM_API_KEY": "y", "NCCL_DEBUG": "INFO", "AWS_SECRET_ACCESS_KEY": "z",
+        "CUDA_VISIBLE_DEVICES": "3",
     }  # fmt: skip
     assert forwarded_environment(ClusterConfig().environment, variables) == {
         "NCCL_SOCKET_IFNAME": "ib0", "HF_HOME": "/storage/hf", "NCCL_DEBUG": "INFO",
@@ -91,7 +88,9 @@ def test_two_runs_on_one_host_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # is not followed
     with ray_cluster(ClusterConfig()):
-        other = subprocess.run([sys.executable, "-c", OTHER_RUN], capture_output=True, text=True, timeout=120, check=True)
+        other = subprocess.run(
+            [sys.executable, "-c", OTHER_RUN], capture_output=True, text=True, timeout=120, check=True
+        )
         assert ":" in other.stdout
         assert other.stdout.strip() != ray.get_runtime_context().gcs_address
         started = time.monotonic()
@@ -137,7 +136,9 @@ def test_what_does_not_fit_a_joined_cluster_is_named(operated: str, monkeypatch:
             pass
     monkeypatch.setattr(ray, "__version__", "2.1.0")
     with (
-        pytest.raises(ClusterError, match=r"the cluster runs Ray 2\.\d+\.\d+ on Python 3\S+, this process Ray 2.1.0 on"),
+        pytest.raises(
+            ClusterError, match=r"the cluster runs Ray 2\.\d+\.\d+ on Python 3\S+, this process Ray 2.1.0 on"
+        ),
         ray_cluster(ClusterConfig(address=operated)),
     ):
         pass

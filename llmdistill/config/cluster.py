@@ -25,7 +25,7 @@ def looks_secret(name: str) -> bool:
 def _no_secrets(variables: dict[str, str]) -> dict[str, str]:
     for name, value in variables.items():
         if looks_secret(name):
-            raise ValueError(f"{name} looks like a secret, which this file and Ray would show; give it to the nodes themselves")
+            raise ValueError(f"{name} looks like a secret, which this file and Ray would show; give it to the nodes")
         if not _VARIABLE.fullmatch(name):
             raise ValueError(f"'{name}' is no name of an environment variable")
         _one_line(value)
@@ -49,10 +49,11 @@ class SlurmContainerConfig(Section):
     runtime: Literal["pyxis", "apptainer"]
     """`pyxis`: `srun --container-image`; `apptainer`: `apptainer exec`."""
     image: Line
-    """As the runtime names it: `registry#name:tag` or a .sqsh file for pyxis, a .sif file or `docker://…` for apptainer."""
+    """As the runtime names it: `registry#name:tag` or a .sqsh file for pyxis, a .sif file or `docker://…` for
+    apptainer."""
     mounts: tuple[AbsolutePath, ...] = ()
-    """Folders of the host that the container sees under the same path. The working directory, `output` and the temporary folder are among
-    them always."""
+    """Folders of the host that the container sees under the same path. The working directory, `output` and the
+    temporary folder are among them always."""
 
 
 class SlurmConfig(Section):
@@ -90,7 +91,8 @@ class KubernetesStorageConfig(Section):
     """The storage that all pods share."""
 
     claim: Line
-    """PersistentVolumeClaim (ReadWriteMany) that holds `output`; an object store comes as the claim of its CSI driver."""
+    """PersistentVolumeClaim (ReadWriteMany) that holds `output`; an object store comes as the claim of its CSI
+    driver."""
     mount_path: AbsolutePath = "/storage"
     """Where it appears in the pods; `output` lies below it."""
 
@@ -110,7 +112,7 @@ class WorkerGroupConfig(Section):
     """Memory of a pod, its /dev/shm included."""
     shared_memory: Line = "16Gi"
     """Size of /dev/shm, where Ray's objects and NCCL's buffers lie. The container default of 64 MB is too small."""
-    node_selector: dict[str, str] = {}
+    node_selector: dict[str, str] = Field(default={})
     """Labels of the machines."""
     tolerations: tuple[dict[str, str], ...] = ()
     """Kubernetes tolerations; one for `nvidia.com/gpu` is there always."""
@@ -139,8 +141,8 @@ class KubernetesConfig(Section):
     storage: KubernetesStorageConfig
     """Shared storage."""
     secrets: tuple[Line, ...] = ()
-    """Names of Secrets whose keys become environment variables of the pods (HF_TOKEN, AWS_SECRET_ACCESS_KEY, …). Their values are never
-    read here."""
+    """Names of Secrets whose keys become environment variables of the pods (HF_TOKEN, AWS_SECRET_ACCESS_KEY, …). Their
+    values are never read here."""
     head: HeadConfig = HeadConfig()
     """Pod of Ray's head."""
     capture: WorkerGroupConfig = WorkerGroupConfig()
@@ -162,8 +164,8 @@ class ClusterConfig(Section):
     """The Ray cluster that a run uses, and how `llmdistill launch` gets one."""
 
     address: Line | None = None
-    """Address of a running Ray cluster: `host:port`, or `auto` for the one that this machine is part of. Without it a run starts
-    its own on this machine and ends it; an address in the environment is not followed by accident."""
+    """Address of a running Ray cluster: `host:port`, or `auto` for the one that this machine is part of. Without it a
+    run starts its own on this machine and ends it; an address in the environment is not followed by accident."""
     nodes: PositiveInt = 1
     """Nodes that must have joined before a stage starts."""
     autoscaling: bool = False
@@ -172,9 +174,10 @@ class ClusterConfig(Section):
     wait_seconds: PositiveInt = 600
     """How long to wait for nodes and for the autoscaler; then the run ends with status 4."""
     environment: tuple[Line, ...] = ("DS_*", "FI_*", "GLOO_*", "HF_*", "NCCL_*", "TORCH_*", "UCX_*", "VLLM_*")
-    """Environment variables, as patterns, that go from where the run starts to every worker. A name with TOKEN, SECRET, PASSWORD,
-    CREDENTIALS or KEY in it never does, since Ray shows such variables to everybody: give it to the nodes themselves."""
-    variables: Annotated[dict[str, str], AfterValidator(_no_secrets)] = {}
+    """Environment variables, as patterns, that go from where the run starts to every worker. A name with TOKEN, SECRET,
+    PASSWORD, CREDENTIALS or KEY in it never does, since Ray shows such variables to everybody: give it to the nodes
+    themselves."""
+    variables: Annotated[dict[str, str], AfterValidator(_no_secrets)] = Field(default={})
     """Environment variables of every worker, and of the run itself where `launch` starts it."""
     slurm: SlurmConfig = SlurmConfig()
     """For `llmdistill launch slurm`."""

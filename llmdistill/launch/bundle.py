@@ -1,6 +1,7 @@
-"""What travels with a run to a cluster that does not share this machine's files: its configuration and the small files
-that the configuration names by relative paths. Nothing else of the working directory goes along: no .git, no data, and what
-is needed goes whether .gitignore lists it or not.
+"""What travels with a run to a cluster that does not share this machine's files.
+
+That is its configuration and the files of prompts that the configuration names by relative paths. Nothing else of the
+working directory goes along: no .git, no data; and what is needed goes whether .gitignore lists it or not.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def make_bundle(config: RunConfig, limit: int, cluster: dict[str, object], mount
             continue  # on the cluster's storage
         if ".." in path.parts:
             raise ConfigError(
-                f"'{path}' leaves the working directory", f"prompts.sources.{number}.path", fix="call from a folder above it"
+                f"'{path}' leaves the working directory",
+                f"prompts.sources.{number}.path",
+                fix="call from a folder above it",
             )
         try:
             files[str(path)] = Path(path).read_bytes()
@@ -71,5 +74,7 @@ def _require_shared(config: RunConfig) -> None:
     for key, model in (("teacher.model", config.teacher.model), ("student.model", config.student.model)):
         if model is not None and not Path(model).is_absolute() and Path(model).exists():
             raise ConfigError(
-                f"'{model}' lies on this machine", key, fix="write an absolute path on the cluster's storage, or a hub id"
+                f"'{model}' lies on this machine",
+                key,
+                fix="write an absolute path on the cluster's storage, or a hub id",
             )

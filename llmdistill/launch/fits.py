@@ -23,10 +23,16 @@ def require_gpus(config: RunConfig, *, capture: int, train: int, node: int, aske
     teacher = config.teacher
     replicas = 1 if teacher.replicas == "auto" else teacher.replicas
     needs = (
-        (f"teacher.replicas {replicas} × tensor_parallel {teacher.tensor_parallel}", replicas * teacher.tensor_parallel, capture),
+        (
+            f"teacher.replicas {replicas} × tensor_parallel {teacher.tensor_parallel}",
+            replicas * teacher.tensor_parallel,
+            capture,
+        ),
         (f"train.workers {config.train.workers}", config.train.workers, train),
         (f"teacher.tensor_parallel {teacher.tensor_parallel}, on one node,", teacher.tensor_parallel, node),
     )
     for what, needed, there in needs:
         if there and needed > there:
-            raise ConfigError(f"{what} needs {needed} GPUs, {asked} gives {there}", asked, fix="ask for more, or lower the first")
+            raise ConfigError(
+                f"{what} needs {needed} GPUs, {asked} gives {there}", asked, fix="ask for more, or lower the first"
+            )

@@ -89,7 +89,9 @@ def apply(config: RunConfig, text: str) -> None:
 def _section(config: RunConfig) -> KubernetesConfig:
     kubernetes = config.cluster.kubernetes
     if kubernetes is None:
-        raise ConfigError("this section is needed to launch on Kubernetes", "cluster.kubernetes", fix="see docs/operating.md")
+        raise ConfigError(
+            "this section is needed to launch on Kubernetes", "cluster.kubernetes", fix="see docs/operating.md"
+        )
     storage = PurePosixPath(kubernetes.storage.mount_path)
     if not PurePosixPath(config.output).is_relative_to(storage):
         raise ConfigError(

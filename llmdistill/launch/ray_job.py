@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import llmdistill
+from llmdistill.cluster import enable_token
 from llmdistill.config.run import RunConfig
 from llmdistill.errors import ClusterError
 from llmdistill.launch.bundle import CONFIG, make_bundle
@@ -68,10 +69,9 @@ def run_job(config: RunConfig, say: Callable[[str], None]) -> int:
 
 
 def _connect(address: str) -> Any:
-    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
     from ray.job_submission import JobSubmissionClient
 
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    enable_token()
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:

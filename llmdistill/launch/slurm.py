@@ -32,7 +32,9 @@ def job_script(config: RunConfig, path: Path, overrides: Sequence[str]) -> str:
     """
     slurm = config.cluster.slurm
     gpus = slurm.nodes * slurm.gpus_per_node
-    require_gpus(config, capture=gpus, train=gpus, node=slurm.gpus_per_node, asked="cluster.slurm (nodes × gpus_per_node)")
+    require_gpus(
+        config, capture=gpus, train=gpus, node=slurm.gpus_per_node, asked="cluster.slurm (nodes × gpus_per_node)"
+    )
     return render(
         "slurm/job.sbatch.jinja",
         slurm=slurm,
@@ -88,6 +90,7 @@ def _mounts(config: RunConfig) -> list[str]:
 def _word(text: str, what: str) -> str:
     if not re.fullmatch(r"[^\s'\"\\$`#%]+", text):
         raise ConfigError(
-            f"{what} is '{text}', which cannot stand in an #SBATCH line", fix="use a path without spaces, quotes, $, # and %"
+            f"{what} is '{text}', which cannot stand in an #SBATCH line",
+            fix="use a path without spaces, quotes, $, # and %",
         )
     return text

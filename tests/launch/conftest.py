@@ -53,7 +53,14 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     with Processes(folder, environment) as processes:
-        munge = ["--key-file", folder / "munge.key", "--socket", folder / "munge.socket", "--pid-file", folder / "munge.pid"]
+        munge = [
+            "--key-file",
+            folder / "munge.key",
+            "--socket",
+            folder / "munge.socket",
+            "--pid-file",
+            folder / "munge.pid",
+        ]
         munge += ["--log-file", folder / "munge.log", "--seed-file", folder / "munge.seed"]
         processes.start("munged", "munged", "--foreground", "--force", *munge)
         processes.start("slurmctld", "slurmctld", "-D", "-c")

@@ -28,7 +28,7 @@ BIN = Path(sys.executable).parent
 
 
 def relative_run(folder: Path, teacher: Path | str, **sections: object) -> Path:
-    """A run in a working directory like that of a laptop: prompts by a relative path, ignored by git, beside much else."""
+    """A run in a working directory like a laptop's: prompts by a relative path, ignored by git, beside much else."""
     path = write_run(folder, teacher, {"ray": {"address": "http://10.77.0.1:8265"}}, **sections)
     config = yaml.safe_load(path.read_text())
     config["prompts"]["sources"] = [{"path": "data/prompts.jsonl"}]
@@ -66,7 +66,7 @@ def test_what_would_not_be_there_is_refused(tmp_path: Path, monkeypatch: pytest.
     ):
         with pytest.raises(ConfigError, match=message):
             bundle(load_config(path, [override]))
-    with pytest.raises(DataError, match="absent.jsonl"):
+    with pytest.raises(DataError, match=r"absent\.jsonl"):
         bundle(load_config(path, ["prompts.sources.0.path=absent.jsonl"]))
     with pytest.raises(ConfigError, match="absolute path"):
         make_bundle(load_config(path), 1000, {})
@@ -84,7 +84,9 @@ class Hosts:
 
     def environment(self, host: str) -> dict[str, str]:
         """Every host has a home of its own; only a source tree on the laptop's path is under test."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name != "PYTHONPATH"}
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name != "PYTHONPATH"
+        }
         home = self.folder / host
         home.mkdir(exist_ok=True)
         return {**kept, "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{BIN}:{os.environ['PATH']}"}
@@ -108,23 +110,37 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
                 device = "br0"
             else:
                 device = "eth0"
-                _ip("-n", name, "link", "add", device, "type", "veth", "peer", "name", f"v{number}", "netns", f"{made.prefix}h")
+                _ip(
+                    "-n",
+                    name,
+                    "link",
+                    "add",
+                    device,
+                    "type",
+                    "veth",
+                    "peer",
+                    "name",
+                    f"v{number}",
+                    "netns",
+                    f"{made.prefix}h",
+                )
                 _ip("-n", f"{made.prefix}h", "link", "set", f"v{number}", "master", "br0", "up")
             _ip("-n", name, "address", "add", f"10.77.0.{number}/24", "dev", device)
             _ip("-n", name, "link", "set", device, "up")
-        processes = stack.enter_context(Processes(made.folder, made.environment("h")))
-        subprocess.run([BIN / "ray", "get-auth-token", "--generate"], env=made.environment("h"), capture_output=True, check=True)
+        operator = {**made.environment("h"), "RAY_AUTH_MODE": "token"}
+        processes = stack.enter_context(Processes(made.folder, operator))
+        subprocess.run(
+            [BIN / "ray", "get-auth-token", "--generate"], env=made.environment("h"), capture_output=True, check=True
+        )
         for host in ("w", "l"):  # the operator's way: one file to every host
             made.environment(host)
             shutil.copytree(made.folder / "h" / ".ray", made.folder / host / ".ray")
         start = ["ray", "start", "--block", "--num-cpus=2", f"--temp-dir=/tmp/{made.prefix}"]
         head = [*start, "--head", "--node-ip-address=10.77.0.1", "--port=6379", "--dashboard-host=0.0.0.0"]
         stack.callback(shutil.rmtree, f"/tmp/{made.prefix}", ignore_errors=True)
-        processes.start("head", *made.at("h", *head))
-        _wait_for_ray(processes, "head")
+        processes.start_ray("head", *made.at("h", *head))
         worker = [*start, "--address=10.77.0.1:6379", "--node-ip-address=10.77.0.2"]
-        processes.start("worker", *made.at("w", *worker), HOME=str(made.folder / "w"))
-        _wait_for_ray(processes, "worker")
+        processes.start_ray("worker", *made.at("w", *worker), HOME=str(made.folder / "w"))
         yield made
 
 
@@ -132,24 +148,21 @@ def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True)
 
 
-def _wait_for_ray(processes: Processes, name: str) -> None:
-    deadline = time.monotonic() + 120
-    while "--block" not in processes.output(name):
-        assert time.monotonic() < deadline, processes.last_lines(20)
-        time.sleep(0.2)
-
-
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_run_from_another_host(hosts: Hosts, tiny_teacher: Path, tmp_path: Path) -> None:
-    """It runs on the cluster with the laptop's own code, files and settings; its exit status and last words come back."""
+    """It runs on the cluster with the laptop's own code and files; its exit status and last words come back."""
     config = relative_run(tmp_path, tiny_teacher)
     environment = {**hosts.environment("l"), "PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
     token = (hosts.folder / "h" / ".ray" / "auth_token").read_text()
 
     def launch(*overrides: str) -> subprocess.CompletedProcess[str]:
-        command = hosts.at("l", sys.executable, "-m", "llmdistill", "launch", "ray", config, "cluster.nodes=2", *overrides)
-        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=280, check=False)
+        command = hosts.at(
+            "l", sys.executable, "-m", "llmdistill", "launch", "ray", config, "cluster.nodes=2", *overrides
+        )
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=600, check=False
+        )
 
     done = launch()
     assert done.returncode == 0, done.stdout + done.stderr
@@ -165,7 +178,7 @@ def test_a_run_from_another_host(hosts: Hosts, tiny_teacher: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_an_interrupt_stops_the_job(hosts: Hosts, tiny_teacher: Path, tmp_path: Path) -> None:
     config = relative_run(tmp_path, tiny_teacher)
     environment = {**hosts.environment("l"), "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -175,12 +188,12 @@ def test_an_interrupt_stops_the_job(hosts: Hosts, tiny_teacher: Path, tmp_path: 
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, stderr=log, env=environment, cwd=tmp_path, start_new_session=True)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while not list(tmp_path.glob("run/cache/shards/*.safetensors")):
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(timeout=90) == 130
+        assert process.wait(timeout=300) == 130
     finally:
         process.kill()
         process.wait()
@@ -197,7 +210,13 @@ def test_a_cluster_without_our_token_or_at_no_address_says_so(hosts: Hosts, tmp_
     launch = hosts.at("l", sys.executable, "-m", "llmdistill", "launch", "ray", config)
     for overrides, message in (([], "token"), (["cluster.ray.address=http://10.77.0.1:1"], "cluster.ray.address")):
         answer = subprocess.run(
-            [*launch, *overrides], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60, check=False
+            [*launch, *overrides],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=tmp_path,
+            timeout=60,
+            check=False,
         )
         assert answer.returncode == 4, answer.stderr
         assert message in answer.stderr
