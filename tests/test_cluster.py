@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from llmdistill import cluster as module
-from llmdistill.cluster import forwarded_environment, ray_cluster, require_resources
+from llmdistill.cluster import CAPTURE, SHARE, TRAIN, forwarded_environment, ray_cluster, require_resources
 from llmdistill.config.cluster import ClusterConfig
 from llmdistill.errors import ClusterError
 from tests.processes import Processes
@@ -34,7 +34,7 @@ def operated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with Processes(folder, {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}) as processes:
         processes.start_ray(
             "ray", ray, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2",
-            "--include-dashboard=false", "--temp-dir=/tmp/llmdistill-test",
+            "--num-gpus=2", '--resources={"llmdistill_capture": 1}', "--include-dashboard=false", "--temp-dir=/tmp/llmdistill-test",
         )  # fmt: skip
         yield f"127.0.0.1:{port}"
 
@@ -123,8 +123,16 @@ def test_what_does_not_fit_a_joined_cluster_is_named(operated: str, monkeypatch:
     ):
         pass
     with (
-        pytest.raises(ClusterError, match=r"did not bring 8 GPU \(there are 0\)"),
+        pytest.raises(ClusterError, match=r"did not bring 8 GPU \(there are 2\)"),
         ray_cluster(ClusterConfig(address=operated, autoscaling=True, wait_seconds=2), [{"GPU": 4}, {"GPU": 4}]),
+    ):
+        pass
+    asked = [{"GPU": 1, CAPTURE: SHARE}] * 2
+    with ray_cluster(ClusterConfig(address=operated, autoscaling=True, wait_seconds=2), asked):
+        require_resources("the fleet", {"GPU": 2}, fix="")
+    with (
+        pytest.raises(ClusterError, match=r"did not bring 1 GPU \(there are 0\), 0.001 llmdistill_train"),
+        ray_cluster(ClusterConfig(address=operated, autoscaling=True, wait_seconds=2), [{"GPU": 1, TRAIN: SHARE}]),
     ):
         pass
     with monkeypatch.context() as patch:

@@ -54,6 +54,10 @@ def _type(annotation: Any) -> str:
         return " or ".join(f"`{value}`" for value in typing.get_args(annotation))
     if typing.get_origin(annotation) is typing.Annotated:
         return _type(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) is tuple:
+        return f"list of {_type(typing.get_args(annotation)[0])}"
+    if typing.get_origin(annotation) is dict:
+        return f"mapping of {_type(typing.get_args(annotation)[1])}"
     if arguments := [argument for argument in typing.get_args(annotation) if argument is not type(None)]:
         return " or ".join(_type(argument) for argument in arguments)
     return re.sub(r"^str$", "text", getattr(annotation, "__name__", str(annotation)))

@@ -74,7 +74,8 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
             time.sleep(0.5)
         yield running
         subprocess.run(["scancel", "--user=root", "--signal=KILL", "--full"], env=environment, check=False)
-        while running.call("squeue", "--noheader").strip() and time.monotonic() < deadline + 30:
+        deadline = time.monotonic() + 60  # what the nodes of Slurm do not end stays behind
+        while running.call("squeue", "--noheader").strip() and time.monotonic() < deadline:
             time.sleep(0.2)
 
 
