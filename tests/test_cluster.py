@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -32,10 +33,10 @@ def operated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_port()
     ray = Path(sys.executable).parent / "ray"
     with Processes(folder, {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}) as processes:
-        processes.start_ray(
-            "ray", ray, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2",
-            "--num-gpus=2", '--resources={"llmdistill_capture": 1}', "--include-dashboard=false", "--temp-dir=/tmp/llmdistill-test",
-        )  # fmt: skip
+        node = ["--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=false"]
+        node += ["--temp-dir=/tmp/llmdistill-test", "--num-cpus=2", "--num-gpus=2"]
+        resources = json.dumps({CAPTURE: 1})
+        processes.start_ray("ray", ray, "start", "--head", "--block", *node, f"--resources={resources}")
         yield f"127.0.0.1:{port}"
 
 

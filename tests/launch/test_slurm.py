@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -145,22 +147,22 @@ def test_a_preempted_job_goes_back_into_the_queue_and_finishes(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_status_of_the_run_is_the_status_of_the_job(slurm: Slurm, tiny_teacher: Path, tmp_path: Path) -> None:
-    """Sixty-four replicas do not fit: the job ends with status 4 and says why (R1, R8)."""
+    """Sixty-four replicas do not fit: the job ends with status 4 and says why. Its port is taken by somebody else."""
     config = write_run(tmp_path, tiny_teacher, {"slurm": {"partition": "low", "cpus_per_task": 2}})
     environment = {**slurm.environment, "RAY_ADDRESS": "127.0.0.1:1"}  # of some other cluster, long gone
-    submitted = subprocess.run(
-        [*LAUNCH, str(config), "teacher.replicas=64"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=60,
-        check=True,
-    )
-    job = submitted.stdout.split()[1]
-    wait_for(lambda: slurm.state(job) == "FAILED", 400, lambda: slurm.state(job))
+    with contextlib.ExitStack() as stack:
+        for port in range(20001, 20010):
+            stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        command = [*LAUNCH, str(config), "teacher.replicas=64"]
+        submitted = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+        job = submitted.stdout.split()[1]
+        assert int(job) < 10
+        wait_for(lambda: slurm.state(job) in ("FAILED", "COMPLETED"), 400, lambda: slurm.state(job))
     assert slurm.exit_code(job) == "4:0"
-    log = (tmp_path / "run" / "launch" / f"slurm-{job}.log").read_text()
-    assert "needs 64 CPU, the cluster has 2" in log
+    logs = tmp_path / "run" / "launch"
+    assert "needs 64 CPU, the cluster has 2" in (logs / f"slurm-{job}.log").read_text()
+    said = "".join(path.read_text() for path in logs.glob(f"slurm-{job}-ray-*.log"))
+    assert re.search(r"ray start --address='[\d.]+:200[1-9]\d'", said)
     assert not (tmp_path / "run" / "evaluation.json").exists()
 
 
