@@ -25,8 +25,6 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import numpy as np
 import torch
-from llmdistill.teacher.capture import draw_seed, fill_columns
-from llmdistill.teacher.columns import Columns
 from pydantic import TypeAdapter
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -36,6 +34,8 @@ from llmdistill.cache.shard import write_shard
 from llmdistill.config.objectives import AnyObjective
 from llmdistill.config.run import RunConfig
 from llmdistill.observe.run_folder import RunFolder
+from llmdistill.teacher.capture import draw_seed, fill_columns
+from llmdistill.teacher.columns import Columns
 from llmdistill.teacher.source import resolve_teacher
 from llmdistill.trainer.checkpoint import latest_checkpoint
 from llmdistill.trainer.job import TrainJob

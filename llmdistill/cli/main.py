@@ -12,6 +12,7 @@ import click
 from llmdistill import __version__
 from llmdistill.cli.cache import cache
 from llmdistill.cli.doctor import doctor
+from llmdistill.cli.launch import launch
 from llmdistill.cli.plan import plan
 from llmdistill.errors import LLMDistillError
 
@@ -33,6 +34,7 @@ def cli(context: click.Context, debug: bool) -> None:
 cli.add_command(cache)
 cli.add_command(doctor)
 cli.add_command(plan)
+cli.add_command(launch)
 
 
 def _stage_command(name: str, help_text: str) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmdistill.cache.index import committed_keys, write_index
 from llmdistill.cache.reader import CacheReader
-from llmdistill.cluster import ray_cluster
+from llmdistill.cluster import CAPTURE, SHARE, TRAIN, ray_cluster
 from llmdistill.config.export import ExportConfig
 from llmdistill.config.objectives import AnyObjective, SequenceCEConfig, needs_teacher
 from llmdistill.config.run import RunConfig
@@ -72,7 +72,9 @@ def generate(run: Run) -> None:
         factory = functools.partial(
             make_engine, run.teacher_folder, config.teacher, config.capture, len(tokenizer), tokenizer.eos_token_id
         )
-        with Progress("generate", len(requests), "records", already) as progress, ray_cluster(config.cluster):
+        replicas = 1 if config.teacher.replicas == "auto" else config.teacher.replicas
+        needs: list[dict[str, float]] = [{"GPU": config.teacher.tensor_parallel, CAPTURE: SHARE}] * replicas
+        with Progress("generate", len(requests), "records", already) as progress, ray_cluster(config.cluster, needs):
 
             def show(report: FleetReport) -> None:
                 progress.update(already + report.records, report.note())
@@ -134,7 +136,7 @@ def train(run: Run) -> None:
     from llmdistill.trainer.launcher import launch
 
     make_untrained(run)
-    with ray_cluster(run.config.cluster):
+    with ray_cluster(run.config.cluster, [{"GPU": 1, TRAIN: SHARE}] * run.config.train.workers):
         for job in _training_jobs(run):
             with _training_progress(job) as show:
                 launch(job, run.folder.scratch, show, lambda message: say(f"train: {message}"))

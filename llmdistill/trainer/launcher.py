@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmdistill.cluster import require_resources
+from llmdistill.cluster import SHARE, TRAIN, require_resources
 from llmdistill.errors import LLMDistillError, WorkerDiedError
 from llmdistill.trainer.job import TrainJob
 from llmdistill.trainer.metrics import watched
@@ -52,7 +52,7 @@ def launch(
     with watched(job.metrics, job.name, on_progress):
         for attempt in range(job.train.max_restarts + 1):
             try:
-                _trainer(job, scratch, use_gpu, cores).fit()
+                _trainer(job, scratch, use_gpu, cores, TRAIN in resources).fit()
                 return
             except TrainingFailedError as error:
                 cause = _cause(error)
@@ -61,7 +61,7 @@ def launch(
                 on_restart(f"{cause}; restart {attempt + 1} of {job.train.max_restarts}, from the newest checkpoint")
 
 
-def _trainer(job: TrainJob, scratch: Path, use_gpu: bool, cores: int) -> Any:
+def _trainer(job: TrainJob, scratch: Path, use_gpu: bool, cores: int, reserved: bool) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -71,7 +71,11 @@ def _trainer(job: TrainJob, scratch: Path, use_gpu: bool, cores: int) -> Any:
         scaling_config=ScalingConfig(
             num_workers=job.train.workers,
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": cores, **({"GPU": 1} if use_gpu else {})},
+            resources_per_worker={
+                "CPU": cores,
+                **({"GPU": 1} if use_gpu else {}),
+                **({TRAIN: SHARE} if reserved else {}),
+            },
         ),
         run_config=RunConfig(name=job.name, storage_path=str(scratch), failure_config=FailureConfig(max_failures=0)),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
