@@ -69,12 +69,13 @@ def run_job(config: RunConfig, say: Callable[[str], None]) -> int:
 
 
 def _connect(address: str) -> Any:
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     enable_token()
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
+    except (AuthenticationError, ConnectionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         fix = "write the address of the cluster's dashboard, http://HOST:8265"
         if "uthenticat" in reason or "uthoriz" in reason:
