@@ -13,6 +13,9 @@ from llmdistill.errors import LLMDistillError, WorkerDiedError
 from llmdistill.trainer.job import TrainJob
 from llmdistill.trainer.metrics import watched
 
+_START_ATTEMPTS = 10
+"""How often Ray Train waits a minute for its workers before the training is given up."""
+
 
 def launch(
     job: TrainJob,
@@ -58,12 +61,27 @@ def launch(
                 cause = _cause(error)
                 if not isinstance(cause, WorkerDiedError) or attempt == job.train.max_restarts:
                     raise cause from error
+                _release()
                 on_restart(f"{cause}; restart {attempt + 1} of {job.train.max_restarts}, from the newest checkpoint")
+
+
+def _release() -> None:
+    """Remove what a failed start left reserved: the next start would wait for it for ever."""
+    import ray
+    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+    # A placement group's id ends with that of the job that made it; those of other jobs are none of ours.
+    mine = ray.get_runtime_context().get_job_id()
+    for hexadecimal, group in placement_group_table().items():
+        if hexadecimal.endswith(mine) and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(hexadecimal))))
 
 
 def _trainer(job: TrainJob, scratch: Path, use_gpu: bool, cores: int, reserved: bool) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from llmdistill.trainer.ray_backend import ProcessGroupConfig
 
     return TorchTrainer(
         _worker,
@@ -77,8 +95,13 @@ def _trainer(job: TrainJob, scratch: Path, use_gpu: bool, cores: int, reserved: 
                 **({TRAIN: SHARE} if reserved else {}),
             },
         ),
-        run_config=RunConfig(name=job.name, storage_path=str(scratch), failure_config=FailureConfig(max_failures=0)),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=RunConfig(
+            name=job.name,
+            storage_path=str(scratch),
+            # Ray Train hands out its second version's class, which mypy does not see.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=_START_ATTEMPTS),  # type: ignore[call-arg]
+        ),
+        torch_config=ProcessGroupConfig(backend="nccl" if use_gpu else "gloo"),
     )
 
 

@@ -28,7 +28,7 @@ def write_run(folder: Path, teacher: Path | str, cluster: dict[str, Any], **sect
         "student": {"from_teacher": {"layers": 2}},
         "objectives": [{"type": "forward_kl"}],
         "train": {"sequence_length": 128, "tokens_per_step": 512, "workers": 2, "save_steps": 2},
-        "evaluate": {"baseline": False},
+        "evaluate": {"baseline": False, "speed": None},
         "cluster": cluster,
         **sections,
     }

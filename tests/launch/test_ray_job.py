@@ -170,7 +170,7 @@ def test_a_run_from_another_host(hosts: Hosts, tiny_teacher: Path, tmp_path: Pat
     assert "train student: 6/6 steps" in done.stderr
     assert token not in done.stdout + done.stderr
 
-    refused = launch("teacher.replicas=64")
+    refused = launch("teacher.replicas=64", f"output={tmp_path / 'other'}")
     assert refused.returncode == 4
     last = refused.stderr.strip().splitlines()
     assert "needs 64 CPU, the cluster has 4" in last[-2]
