@@ -19,6 +19,7 @@ from typing import Any
 
 from llmdistill.cache.storage import commit_bytes
 from llmdistill.cli import stages
+from llmdistill.config.objectives import earlier_student
 from llmdistill.config.run import RunConfig
 from llmdistill.errors import ConfigError
 from llmdistill.observe.provenance import provenance
@@ -66,6 +67,13 @@ def run_stages(config: RunConfig, until: str | None) -> None:
         raise ConfigError(
             "a launcher like torchrun runs the training alone",
             fix="use `llmdistill train` under it, and the other commands without it",
+        )
+    earlier = earlier_student(config.objectives)
+    if earlier is not None and not (earlier / "config.json").is_file():
+        raise ConfigError(
+            f"'{earlier}' is no model folder",
+            where="objectives: self_distillation.model",
+            fix="name the folder of an exported student, as RUN/student",
         )
     run = stages.Run(config, RunFolder(Path(config.output).resolve()))
     folder = run.folder

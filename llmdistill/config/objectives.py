@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from llmdistill.config.self_distillation import SelfDistillationConfig, SelfDistillationObjective
 from llmdistill.config.structure import MappedConfig, StructureObjective
 from llmdistill.config.weighting import ObjectiveConfig, ScheduleConfig
 
@@ -166,7 +168,9 @@ LogitObjective = (
     | SequenceCEConfig
     | ZLossConfig
 )
-AnyObjective = Annotated[LogitObjective | StructureObjective, Field(discriminator="type")]
+AuxiliaryObjective = StructureObjective | SelfDistillationObjective
+"""What needs more than the student's logits and the teacher's distributions."""
+AnyObjective = Annotated[LogitObjective | AuxiliaryObjective, Field(discriminator="type")]
 
 
 def require_captured(
@@ -267,3 +271,9 @@ def _require_entries(objective: AnyObjective, where: str, kind: str) -> None:
 def needs_teacher(objectives: Sequence[AnyObjective]) -> bool:
     """Whether an objective compares inner states of the teacher, so that it must run beside the student."""
     return any(isinstance(objective, MappedConfig) for objective in objectives)
+
+
+def earlier_student(objectives: Sequence[AnyObjective]) -> Path | None:
+    """The model folder of the earlier student that an objective learns from, where one does."""
+    found = [objective.model for objective in objectives if isinstance(objective, SelfDistillationConfig)]
+    return Path(found[0]) if found else None

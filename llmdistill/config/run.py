@@ -11,9 +11,8 @@ from llmdistill.config.capture import CaptureConfig
 from llmdistill.config.cluster import ClusterConfig
 from llmdistill.config.evaluate import EvaluateConfig
 from llmdistill.config.export import ExportConfig
-from llmdistill.config.objectives import AnyObjective, require_captured
+from llmdistill.config.objectives import AnyObjective, AuxiliaryObjective, require_captured
 from llmdistill.config.prompts import PromptsConfig
-from llmdistill.config.structure import StructureObjective
 from llmdistill.config.student import StudentConfig
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.config.train import TrainConfig
@@ -52,10 +51,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _balanced_objectives_are_comparable(self) -> Self:
-        inner = [objective.type for objective in self.objectives if isinstance(objective, StructureObjective)]
+        inner = [objective.type for objective in self.objectives if isinstance(objective, AuxiliaryObjective)]
         if self.train.balance_objectives and inner:
             raise ValueError(
-                f"train.balance_objectives: the gradient of {inner[0]} is by inner states and cannot be held against"
+                f"train.balance_objectives: the gradient of {inner[0]} is by other states and cannot be held against"
                 " those by the logits; set its weight by hand, or leave it out"
             )
         return self

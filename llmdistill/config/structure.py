@@ -1,4 +1,4 @@
-"""Objectives on the inside of the models; all but `deep_supervision` need the teacher itself beside the student."""
+"""Objectives that compare the insides of the two models, so that the teacher itself runs beside the student."""
 
 from __future__ import annotations
 
@@ -87,15 +87,6 @@ class RelationalAngleConfig(RelationalConfig):
     """Name of the objective."""
 
 
-class DeepSupervisionConfig(ObjectiveConfig):
-    """Forward KL from the student's last layer to its own intermediate ones, through the same norm and head."""
-
-    type: Literal["deep_supervision"]
-    """Name of the objective."""
-    layers: tuple[PositiveInt, ...] = Field(min_length=1)
-    """Intermediate layers: 1 is the first block."""
-
-
 StructureObjective = (
     HiddenMSEConfig
     | HiddenCosineConfig
@@ -104,5 +95,4 @@ StructureObjective = (
     | RelationConfig
     | RelationalDistanceConfig
     | RelationalAngleConfig
-    | DeepSupervisionConfig
 )

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
+from llmdistill.config.objectives import earlier_student
 from llmdistill.config.run import RunConfig
 from llmdistill.errors import ConfigError, DataError
 from llmdistill.prompts.files import find_files
@@ -76,7 +77,12 @@ def _require_shared(config: RunConfig) -> None:
             "output",
             fix="write an absolute path on storage that every node of the cluster reaches",
         )
-    for key, model in (("teacher.model", config.teacher.model), ("student.model", config.student.model)):
+    earlier = earlier_student(config.objectives)
+    for key, model in (
+        ("teacher.model", config.teacher.model),
+        ("student.model", config.student.model),
+        ("objectives: self_distillation.model", earlier and str(earlier)),
+    ):
         if model is not None and not Path(model).is_absolute() and Path(model).exists():
             raise ConfigError(
                 f"'{model}' lies on this machine",

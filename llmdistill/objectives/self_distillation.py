@@ -59,7 +59,12 @@ def deep_supervision(
     )
 
 
-def contrastive(first_ND: torch.Tensor, second_ND: torch.Tensor, temperature: float = 0.05) -> torch.Tensor:
+def contrastive(
+    first_ND: torch.Tensor,
+    second_ND: torch.Tensor,
+    temperature: float = 0.05,
+    groups_N: torch.Tensor | None = None,
+) -> torch.Tensor:
     """-log softmax of the cosines of view 1 of a sequence with view 2 of all of them, at its own.
 
     Two views are two passes with different dropout. Other sequences are told apart, the same one agrees.
@@ -70,14 +75,18 @@ def contrastive(first_ND: torch.Tensor, second_ND: torch.Tensor, temperature: fl
         first_ND: a vector per sequence (`mean_states`).
         second_ND: the same sequences, second view.
         temperature: of the softmax.
+        groups_N: int64; a sequence is told from those of its own group only. All are one group by default.
 
     Returns:
-        [N], float32 or float64; 0 for a single sequence.
+        [N], float32 or float64; 0 for a sequence that is alone in its group.
 
     """
     dtype = torch.promote_types(first_ND.dtype, torch.float32)
     cosines_NN = normalize(first_ND.to(dtype), dim=1) @ normalize(second_ND.to(dtype), dim=1).T
-    return -(cosines_NN / temperature).log_softmax(dim=1).diagonal()
+    logits_NN = cosines_NN / temperature
+    if groups_N is not None:
+        logits_NN = logits_NN.masked_fill(groups_N.unsqueeze(0) != groups_N.unsqueeze(1), float("-inf"))
+    return -logits_NN.log_softmax(dim=1).diagonal()
 
 
 def mean_states(hidden_BTD: torch.Tensor, segments_BT: torch.Tensor, records: int) -> torch.Tensor:

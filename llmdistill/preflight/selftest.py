@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from llmdistill.config.capture import CaptureConfig
 from llmdistill.config.objectives import AnyObjective, ForwardKLConfig, TemperedConfig
 from llmdistill.config.run import RunConfig
-from llmdistill.config.structure import DeepSupervisionConfig, MappedConfig, RelationConfig
+from llmdistill.config.self_distillation import DeepSupervisionConfig
+from llmdistill.config.structure import MappedConfig, RelationConfig
 from llmdistill.preflight.findings import Finding, error, ok
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from llmdistill.cache.reader import CacheReader
     from llmdistill.teacher.columns import Columns
+    from llmdistill.trainer.data import MicroBatch
     from llmdistill.types import Record
 
 VOCABULARY, PADDING, RECORDS, TOKENS, PROMPT = 211, 13, 6, 25, 4
@@ -39,6 +41,8 @@ _FAR = 50
 _TOLERANCE = 1e-4
 _FIX = "do not train with this installation: run the tests of llmdistill and report what they show"
 _PROGRESS = 0.5
+_SEQUENCES = [(0,), (1, 2, 3), (4, 5)]
+"""Packed sequences of the records; unequal, so that what is weighed by sequences shows."""
 
 
 @dataclass
@@ -152,7 +156,10 @@ def _module(student: Any, teacher: Any, objectives: tuple[AnyObjective, ...], li
     for model in (student, teacher):
         model.set_attn_implementation(needs.attention_implementation)
     beside = LiveTeacher(teacher.requires_grad_(False), VOCABULARY, needs)
-    return DistillationModule(student, VOCABULARY, objectives, beside, live)
+    # The teacher, of other weights than the student, stands for the earlier student as well.
+    return DistillationModule(
+        student, VOCABULARY, objectives, beside, live, dataclasses.replace(beside, needs=StateNeeds())
+    )
 
 
 def _alignment(teacher: Any, reader: CacheReader, capture: CaptureConfig) -> Finding:
@@ -176,10 +183,8 @@ def _gradients(module: Any, reader: CacheReader, objectives: tuple[AnyObjective,
     """The norm of each objective's gradient by the logits, unweighted, in the middle of the training."""
     import torch
 
-    from llmdistill.trainer.data import collate
-
     module.zero_grad()
-    total, values, squares = module(collate(reader, [tuple(range(RECORDS))], RECORDS * TOKENS), _PROGRESS, True)
+    total, values, squares = module(_batch(reader, _SEQUENCES), _PROGRESS, True)
     total.backward()
     whole = all(
         parameter.grad is not None and bool(torch.isfinite(parameter.grad).all()) for parameter in module.parameters()
@@ -199,9 +204,10 @@ def _gradients(module: Any, reader: CacheReader, objectives: tuple[AnyObjective,
 
 def _accumulation(module: Any, reader: CacheReader) -> Finding:
     """One micro-batch against three, and against two ranks of unequal rows, with the trainer's own factors."""
-    whole = _gradient(module, reader, [[[0, 1, 2, 3, 4, 5]]])
-    accumulated = _gradient(module, reader, [[[0], [1, 2, 3], [4, 5]]])
-    ranks = _gradient(module, reader, [[[0]], [[1, 2, 3, 4, 5]]])
+    first, second, third = _SEQUENCES
+    whole = _gradient(module, reader, [[_SEQUENCES]])
+    accumulated = _gradient(module, reader, [[[first], [second], [third]]])
+    ranks = _gradient(module, reader, [[[first]], [[second, third]]])
     scale = float(whole.norm())
     errors = [float((other - whole).norm()) / scale for other in (accumulated, ranks)]
     what = f"gradient norm {scale:.3g}; 3 micro-batches differ by {errors[0]:.1g}, 2 ranks by {errors[1]:.1g} of it"
@@ -210,17 +216,20 @@ def _accumulation(module: Any, reader: CacheReader) -> Finding:
     return ok("self-test: accumulation", what)
 
 
-def _gradient(module: Any, reader: CacheReader, ranks: list[list[list[int]]]) -> torch.Tensor:
-    """The step's gradient, flat, when so many ranks each compute these micro-batches of records."""
-    import torch
-
+def _batch(reader: CacheReader, sequences: list[tuple[int, ...]]) -> MicroBatch:
     from llmdistill.trainer.data import collate
+
+    return collate(reader, sequences, max(map(len, _SEQUENCES)) * TOKENS)
+
+
+def _gradient(module: Any, reader: CacheReader, ranks: list[list[list[tuple[int, ...]]]]) -> torch.Tensor:
+    """The step's gradient, flat, when so many ranks each compute these micro-batches of packed sequences."""
+    import torch
 
     module.zero_grad()
     for micro_batches in ranks:
-        for records in micro_batches:
-            batch = collate(reader, [tuple(records)], RECORDS * TOKENS)
-            total, *_ = module(batch, _PROGRESS)
+        for sequences in micro_batches:
+            total, *_ = module(_batch(reader, sequences), _PROGRESS)
             # DeepSpeed averages over ranks and micro-batches, and the trainer's factor takes that back.
             factor = len(ranks) * len(micro_batches) / ROWS
             (total * factor / (len(ranks) * len(micro_batches))).backward()

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from llmdistill.errors import ConfigError
 from llmdistill.objectives.targets import HeadTargets
 from llmdistill.student.creation import load_student
 from llmdistill.student.head import logit_softcap
@@ -32,11 +33,19 @@ class LiveTeacher:
         """The teacher of a model folder, ready for inference.
 
         Raises:
-            ConfigError: its head or its attention cannot be used as the objectives need them.
+            ConfigError: its head or its attention cannot be used as the objectives need them, or its vocabulary is
+                smaller.
 
         """
         model = load_student(folder, dtype, needs.attention_implementation).eval().requires_grad_(False)
         require_trainable(model, f"the teacher {folder}")
+        rows = len(model.get_output_embeddings().weight)
+        if rows < vocabulary_size:
+            raise ConfigError(
+                f"its head knows {rows} tokens, the cache's vocabulary has {vocabulary_size}",
+                where=f"the teacher {folder}",
+                fix="use a model with the tokenizer of the cache",
+            )
         return LiveTeacher(model, vocabulary_size, needs)
 
     def to(self, device: torch.device) -> LiveTeacher:

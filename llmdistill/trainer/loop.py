@@ -11,6 +11,7 @@ import torch
 
 from llmdistill.cache.order import StepPlan, plan_steps
 from llmdistill.cache.reader import CacheReader
+from llmdistill.config.objectives import earlier_student
 from llmdistill.errors import DataError, TrainingError
 from llmdistill.objectives.balance import balanced_factors
 from llmdistill.objectives.terms import weight_at
@@ -154,11 +155,14 @@ def make_module(job: TrainJob, vocabulary_size: int) -> DistillationModule:
     student.train()
     if job.train.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
-    teacher = None
-    if job.teacher is not None:
-        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-        teacher = LiveTeacher.load(job.teacher, dtype, vocabulary_size, needs).to(device)
-    return DistillationModule(student, vocabulary_size, job.objectives, teacher, job.train.soft_labels == "live")
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+    def frozen(folder: Path | None, needs: StateNeeds) -> LiveTeacher | None:
+        return None if folder is None else LiveTeacher.load(folder, dtype, vocabulary_size, needs).to(device)
+
+    teacher, earlier = frozen(job.teacher, needs), frozen(earlier_student(job.objectives), StateNeeds())
+    live_logits = job.train.soft_labels == "live"
+    return DistillationModule(student, vocabulary_size, job.objectives, teacher, live_logits, earlier)
 
 
 @torch.no_grad()

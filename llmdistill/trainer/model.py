@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from llmdistill.config.objectives import AnyObjective, ForwardKLConfig
-from llmdistill.config.structure import DeepSupervisionConfig, StructureObjective
+from llmdistill.config.objectives import AnyObjective, AuxiliaryObjective
 from llmdistill.objectives.chunked_head import chunked_head
-from llmdistill.objectives.self_distillation import deep_supervision
-from llmdistill.objectives.targets import TeacherTargets
+from llmdistill.objectives.targets import HeadTargets, TeacherTargets
 from llmdistill.objectives.terms import Term, make_terms, weight_at
-from llmdistill.student.head import final_norm, logit_softcap
+from llmdistill.student.head import logit_softcap
 from llmdistill.trainer.data import MicroBatch
 from llmdistill.trainer.live_teacher import LiveTeacher
-from llmdistill.trainer.states import StateNeeds, States, forward_states
+from llmdistill.trainer.self_distillation import SelfDistillationObjectives, Views
+from llmdistill.trainer.states import StateNeeds, States, forward_states, squared_gradient
 from llmdistill.trainer.structure import StructureObjectives
 
 Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What the models say of a micro-batch."""
+
+    student: States
+    teacher: States | None = None
+    """Of the live teacher, where there is one."""
+    views: Views | None = None
+    """See `SelfDistillationObjectives.views`."""
+    earlier: HeadTargets | None = None
+    """Logits of the earlier student, where there is one."""
 
 
 class DistillationModule(nn.Module):
@@ -33,6 +46,7 @@ class DistillationModule(nn.Module):
         objectives: as configured.
         teacher: the live teacher, where an objective needs its states or its logits.
         live_logits: the live teacher's logits take the place of the stored rows.
+        earlier: an earlier student, where an objective learns from one.
 
     """
 
@@ -43,13 +57,14 @@ class DistillationModule(nn.Module):
         objectives: tuple[AnyObjective, ...],
         teacher: LiveTeacher | None = None,
         live_logits: bool = False,
+        earlier: LiveTeacher | None = None,
     ) -> None:
         super().__init__()
         self.student = student
         self.objectives = ObjectivesHead(student, vocabulary_size, objectives, teacher)
         self.needs = StateNeeds.of(objectives)
-        # Held in a list, so that the teacher's weights are no part of this module's.
-        self._teacher = [teacher] if teacher is not None else []
+        self._teacher = teacher
+        self._earlier = earlier
         self._live_logits = live_logits
 
     def head_weight(self) -> nn.Parameter:
@@ -66,15 +81,21 @@ class DistillationModule(nn.Module):
     ) -> Sums:
         """See `ObjectivesHead.forward`."""
         states = forward_states(self.student, batch.token_ids_BT, batch.positions_BT, self.needs)
-        teacher_states = self._teacher[0].states(batch) if self._teacher and batch.has_rows else None
+        # Every rank runs the student as often as the others, whether it has rows or not: under ZeRO-3 a pass is a
+        # conversation of all of them.
+        views = self.objectives.own.views(self.student, batch, progress)
+        teacher_states = self._teacher.states(batch) if self._teacher and batch.has_rows else None
         targets: TeacherTargets | None
         if self._live_logits and teacher_states is not None:
-            targets = self._teacher[0].targets(teacher_states, batch)
+            assert self._teacher is not None
+            targets = self._teacher.targets(teacher_states, batch)
         else:
             targets = batch.targets(self.objectives.vocabulary_size)
-        sums: Sums = self.objectives(
-            states, self.head_weight(), teacher_states, targets, batch, progress, measure_gradients, factors
+        earlier = (
+            self._earlier.targets(self._earlier.states(batch), batch) if self._earlier and batch.has_rows else None
         )
+        passes = Passes(states, teacher_states, views, earlier)
+        sums: Sums = self.objectives(passes, self.head_weight(), targets, batch, progress, measure_gradients, factors)
         return sums
 
 
@@ -93,15 +114,12 @@ class ObjectivesHead(nn.Module):
         self.configured = objectives
         self.structure = StructureObjectives(objectives, student, None if teacher is None else teacher.model)
         self._softcap = logit_softcap(student)
-        deep = [objective for objective in objectives if isinstance(objective, DeepSupervisionConfig)]
-        self._deep_layers = deep[0].layers if deep else ()
-        self._final_norm = [final_norm(student)] if deep else []
+        self.own = SelfDistillationObjectives(objectives, student, vocabulary_size)
 
     def forward(
         self,
-        states: States,
+        passes: Passes,
         weight_VD: torch.Tensor,
-        teacher_states: States | None,
         targets: TeacherTargets | None,
         batch: MicroBatch,
         progress: float,
@@ -111,9 +129,8 @@ class ObjectivesHead(nn.Module):
         """Sums over the supervised rows of the batch.
 
         Args:
-            states: of the student.
+            passes: what the models say.
             weight_VD: the head, whole.
-            teacher_states: of the live teacher, where there is one.
             targets: the teacher's distributions of the supervised rows; None where there are no rows.
             batch: tells which slots are supervised.
             progress: of the training, for schedules: 0 at the first step, 1 at the last.
@@ -127,18 +144,20 @@ class ObjectivesHead(nn.Module):
             weight, with gradient 0.
 
         """
+        states = passes.student
         hidden_RD = states.final_BTD.flatten(0, 1)[batch.row_slots_R]
         if targets is None:
             nothing = hidden_RD.new_zeros(len(self.configured), dtype=torch.float32)
-            return (hidden_RD.sum() + weight_VD.sum()) * 0.0 + self.structure.nothing(), nothing, nothing
+            reached = hidden_RD.sum() + weight_VD.sum() + sum(view.sum() for view in passes.views or ())
+            return reached * 0.0 + self.structure.nothing(), nothing, nothing
         terms = make_terms(self.configured, progress, factors)
         parts = self._logit_parts(hidden_RD, weight_VD, targets, terms, measure_gradients)
         if self.structure.mapped:
-            assert teacher_states is not None
-            for name, value in self.structure(states, teacher_states, batch).items():
-                parts[name] = value, value.detach(), _squared_norm(value, states) if measure_gradients else None
-        if self._deep_layers:
-            parts["deep_supervision"] = self._deep_part(states, weight_VD, batch, measure_gradients)
+            assert passes.teacher is not None
+            for name, value in self.structure(states, passes.teacher, batch).items():
+                square = squared_gradient(value, states.inner) if measure_gradients else None
+                parts[name] = value, value.detach(), square
+        parts |= self.own.parts(states, weight_VD, batch, passes.views, passes.earlier, measure_gradients)
         return _weighted(parts, self.configured, progress)
 
     def _logit_parts(
@@ -159,39 +178,13 @@ class ObjectivesHead(nn.Module):
             parts[term.name] = None, sums.values[number], square
         return parts
 
-    def _deep_part(self, states: States, weight_VD: torch.Tensor, batch: MicroBatch, measure: bool) -> Any:
-        layers_RD = [
-            self._final_norm[0](states.hidden[layer].flatten(0, 1)[batch.row_slots_R]) for layer in self._deep_layers
-        ]
-        final_RD = states.final_BTD.flatten(0, 1)[batch.row_slots_R]
-        terms = make_terms([ForwardKLConfig(type="forward_kl")])
-        sums = deep_supervision(
-            layers_RD,
-            final_RD,
-            weight_VD,
-            batch.actual_ids_R,
-            terms,
-            self.vocabulary_size,
-            measure,
-            self._softcap,
-        )
-        square = None if sums.squared_gradients is None else sums.squared_gradients[0]
-        return sums.total, sums.values[0], square
-
 
 def _weighted(parts: dict[str, Any], objectives: Sequence[AnyObjective], progress: float) -> Sums:
     total = parts[""][0]
     for objective in objectives:
-        if isinstance(objective, StructureObjective):
+        if isinstance(objective, AuxiliaryObjective):
             total = total + weight_at(objective, progress) * parts[objective.type][0]
     values = torch.stack([parts[objective.type][1].to(total.dtype) for objective in objectives])
     squares = [parts[objective.type][2] for objective in objectives]
     found = [torch.zeros_like(total) if square is None else square.to(total.dtype) for square in squares]
     return total, values, torch.stack(found).detach()
-
-
-def _squared_norm(value: torch.Tensor, states: States) -> torch.Tensor:
-    """Squared norm of the gradient of a sum by all inner states that it depends on."""
-    inner = [*states.hidden, *states.attentions, *(state for kind in states.vectors.values() for state in kind)]
-    gradients = torch.autograd.grad(value, inner, retain_graph=True, allow_unused=True)
-    return torch.stack([gradient.float().square().sum() for gradient in gradients if gradient is not None]).sum()

@@ -12,10 +12,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llmdistill.config.objectives import AnyObjective
+from llmdistill.config.self_distillation import DeepSupervisionConfig
 from llmdistill.config.structure import (
     AttentionKLConfig,
     AttentionMSEConfig,
-    DeepSupervisionConfig,
     HiddenCosineConfig,
     HiddenMSEConfig,
     RelationalAngleConfig,
@@ -67,6 +67,11 @@ class States(PackedOutput):
     vectors: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     """`queries`, `keys`, `values` → L tensors [B, T, heads × head width]."""
 
+    @property
+    def inner(self) -> list[torch.Tensor]:
+        """All but the final states."""
+        return [*self.hidden, *self.attentions, *(state for kind in self.vectors.values() for state in kind)]
+
 
 def forward_states(
     model: PreTrainedModel, token_ids_BT: torch.Tensor, positions_BT: torch.Tensor, needs: StateNeeds
@@ -115,3 +120,9 @@ def _keeper(kept: list[torch.Tensor]) -> Any:
         kept.append(output)
 
     return keep
+
+
+def squared_gradient(value: torch.Tensor, inner: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Squared norm of the gradient of a sum by all of the inner states that it depends on."""
+    gradients = torch.autograd.grad(value, list(inner), retain_graph=True, allow_unused=True)
+    return torch.stack([gradient.float().square().sum() for gradient in gradients if gradient is not None]).sum()

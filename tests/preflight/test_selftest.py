@@ -40,7 +40,8 @@ def test_drawn_captures_pass(kind: str) -> None:
 def test_live_teachers_and_inner_objectives_pass() -> None:
     inner = [
         {"type": "hidden_mse", "layers": [[12, 30]]}, {"type": "attention_kl"}, {"type": "relation", "heads": 9},
-        {"type": "relational_angle"}, {"type": "deep_supervision", "layers": [6]},
+        {"type": "relational_angle"}, {"type": "deep_supervision", "layers": [6]}, {"type": "contrastive"},
+        {"type": "self_distillation", "model": "runs/first/student"},
     ]  # fmt: skip
     config = make_config(objectives=[ALL[0], *inner], train={"soft_labels": "live"})
     assert levels(config) == {"alignment": "ok", "gradients": "ok", "accumulation": "ok"}
@@ -78,8 +79,8 @@ def test_an_objective_without_a_usable_gradient_is_named(
 def test_a_mean_of_means_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = model.ObjectivesHead.forward
 
-    def mean(self: Any, states: Any, weight: Any, teacher_states: Any, targets: Any, batch: Any, *rest: Any) -> Any:
-        total, values, squares = right(self, states, weight, teacher_states, targets, batch, *rest)
+    def mean(self: Any, passes: Any, weight: Any, targets: Any, batch: Any, *rest: Any) -> Any:
+        total, values, squares = right(self, passes, weight, targets, batch, *rest)
         return total / len(batch.row_slots_R), values, squares
 
     monkeypatch.setattr(model.ObjectivesHead, "forward", mean)
