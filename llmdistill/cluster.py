@@ -56,6 +56,8 @@ def ray_cluster(cluster: ClusterConfig, needs: Sequence[dict[str, float]] = ()) 
             enable_token()
             ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
+        # A client of the cluster that stays behind ends this whole process once the cluster is gone for a minute.
+        ray.shutdown()
         raise _unreachable(cluster.address, str(error)) from None
     try:
         _await_nodes(cluster)

@@ -22,6 +22,16 @@ Ask = Callable[[list[Request]], list[Record]]
 Capture = Callable[[CaptureConfig, list[Request]], list[Record]]
 
 
+@pytest.fixture(autouse=True)
+def _same_environment() -> Iterator[None]:
+    """What a test sets for its own process (engines do) must not reach the processes that later tests start."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct as a model folder, converted once a machine."""

@@ -151,4 +151,5 @@ def test_what_does_not_fit_a_joined_cluster_is_named(operated: str, monkeypatch:
         ray_cluster(ClusterConfig(address=operated)),
     ):
         pass
+    assert ray._private.worker._global_node is None, "a client that stays ends this process when the cluster goes"
     assert time.monotonic() - started < 60
