@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -73,6 +74,8 @@ def _connect(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     enable_token()
+    # Its notes on connections would stand between the job's own lines.
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(address)
     except (AuthenticationError, ConnectionError, RuntimeError) as error:
