@@ -135,11 +135,16 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         for host in ("w", "l"):  # the operator's way: one file to every host
             made.environment(host)
             shutil.copytree(made.folder / "h" / ".ray", made.folder / host / ".ray")
-        start = ["ray", "start", "--block", "--num-cpus=2", f"--temp-dir=/tmp/{made.prefix}"]
+        # A folder for each host, since all share one disk here: Ray unpacks a job's files anew on every node that the
+        # job comes to, and would remove the working directory of the processes on the first (MKL then ends them).
+        for host in ("h", "w"):
+            stack.callback(shutil.rmtree, f"/tmp/{made.prefix}{host}", ignore_errors=True)
+        start = ["ray", "start", "--block", "--num-cpus=2"]
         head = [*start, "--head", "--node-ip-address=10.77.0.1", "--port=6379", "--dashboard-host=0.0.0.0"]
-        stack.callback(shutil.rmtree, f"/tmp/{made.prefix}", ignore_errors=True)
+        head.append(f"--temp-dir=/tmp/{made.prefix}h")
         processes.start_ray("head", *made.at("h", *head))
         worker = [*start, "--address=10.77.0.1:6379", "--node-ip-address=10.77.0.2"]
+        worker.append(f"--temp-dir=/tmp/{made.prefix}w")
         processes.start_ray("worker", *made.at("w", *worker), HOME=str(made.folder / "w"))
         yield made
 
@@ -152,7 +157,8 @@ def _ip(*arguments: str) -> None:
 @pytest.mark.timeout(1200)
 def test_a_run_from_another_host(hosts: Hosts, tiny_teacher: Path, tmp_path: Path) -> None:
     """It runs on the cluster with the laptop's own code and files; its exit status and last words come back."""
-    config = relative_run(tmp_path, tiny_teacher)
+    speed = {"prompt_tokens": 4, "new_tokens": 4}
+    config = relative_run(tmp_path, tiny_teacher, evaluate={"baseline": False, "speed": speed})
     environment = {**hosts.environment("l"), "PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
     token = (hosts.folder / "h" / ".ray" / "auth_token").read_text()
 
@@ -166,7 +172,9 @@ def test_a_run_from_another_host(hosts: Hosts, tiny_teacher: Path, tmp_path: Pat
 
     done = launch()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["models"]["student"]
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert evaluation["models"]["student"]
+    assert evaluation["speed"]["student"]["tokens_per_second"] > 0
     assert "train student: 6/6 steps" in done.stderr
     assert token not in done.stdout + done.stderr
 

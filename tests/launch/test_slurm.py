@@ -102,7 +102,7 @@ def wait_for(what: Callable[[], bool], seconds: float, explain: Callable[[], str
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, explain()
-        time.sleep(0.1)
+        time.sleep(0.3)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from llmdistill.evaluation.methods import METRICS
 from llmdistill.observe.report.facts import RunFacts
 from llmdistill.observe.report.svg import Estimate, Series, dot_plot, line_chart
-from llmdistill.observe.report.training import training_rows
+from llmdistill.observe.report.training import curve_title, training_rows
 from llmdistill.observe.report.words import LABELS, best, figure, span, verdict
 
 _STYLES = 5
@@ -106,5 +106,5 @@ def _charts(runs: Sequence[RunFacts], names: Sequence[str]) -> list[Markup]:
             if (points := [(line["step"], line[key]) for line in run.trainings.get("student", []) if key in line])
         ]
         if lines:
-            charts.append(line_chart(key.replace("_", " "), "optimizer step", lines))
+            charts.append(line_chart(curve_title(key), "optimizer step", lines))
     return charts
