@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -73,6 +74,7 @@ def _connect(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     enable_token()
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # the run's own words come last
     try:
         return JobSubmissionClient(address)
     except (AuthenticationError, ConnectionError, RuntimeError) as error:
