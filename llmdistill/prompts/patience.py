@@ -5,6 +5,7 @@ huggingface_hub does so when it fetches a file, and not when it asks what a repo
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -15,6 +16,8 @@ TOO_MANY_REQUESTS = 429
 _LONGEST_SECONDS = 600.0
 """In all; the hub counts requests over five minutes."""
 _FIRST_PAUSE = 2.0
+_WINDOW = re.compile(r";\s*t=(\d+)")
+"""Seconds to the end of the window in a RateLimit header (IETF draft-ietf-httpapi-ratelimit-headers)."""
 
 
 def patiently(action: Callable[[], _T]) -> _T:
@@ -42,10 +45,8 @@ def patiently(action: Callable[[], _T]) -> _T:
 
 def seconds_named(headers: Mapping[str, str]) -> float | None:
     """Seconds that a refusal says to wait: `Retry-After`, or the rest of the hub's window; None: it says neither."""
-    from huggingface_hub.utils import parse_ratelimit_headers
-
     named = headers.get("retry-after", "")
     if named.isdigit():
         return float(named)
-    limit = parse_ratelimit_headers(headers)
-    return None if limit is None else float(limit.reset_in_seconds + 1)
+    window = _WINDOW.search(headers.get("ratelimit", ""))
+    return None if window is None else float(window.group(1)) + 1

@@ -118,7 +118,7 @@ def _write_configuration(folder: Path) -> Path:
         "MpiDefault=none",
         "ReturnToService=2",
         "SwitchType=switch/none",
-        "KillWait=5",
+        "KillWait=2",
         "PreemptMode=REQUEUE",
         "PreemptType=preempt/partition_prio",
         "JobRequeue=1",
