@@ -59,7 +59,7 @@ A4 = 673
 
 
 @pytest.mark.parametrize("width", [390, 1280, A4])
-@pytest.mark.parametrize("runs", [1, 2])
+@pytest.mark.parametrize("runs", [1, 6])
 def test_nothing_is_wider_than_the_window_or_the_sheet(
     make_run: MakeRun, tmp_path: Path, width: int, runs: int
 ) -> None:
