@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import itertools
 import os
 import pty
 import re
@@ -26,6 +27,19 @@ def test_a_log_has_plain_lines_with_values(capsys: pytest.CaptureFixture[str]) -
         "train student: 1/2 steps  forward_kl 3.25  90 tokens/s",
         "train student: 2/2 steps  forward_kl 2.5  95 tokens/s",
     ]
+
+
+def test_a_log_has_one_line_for_every_ten_seconds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(100)  # a second passes whenever somebody asks
+    monkeypatch.setattr("llmdistill.observe.progress.time.monotonic", lambda: float(next(clock)))
+    with Progress("generate", 1000, "records") as progress:
+        for done in range(1, 101):
+            progress.update(done)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 11
+    assert lines[-1].startswith("generate: 91/1000 records  15 min left")
 
 
 def test_a_terminal_has_one_screen_with_stages_rates_values_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
