@@ -170,7 +170,7 @@ def test_a_run_from_another_host(hosts: Hosts, tiny_teacher: Path, tmp_path: Pat
             command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=600, check=False
         )
 
-    done = launch()
+    done = launch("teacher.replicas=2")
     assert done.returncode == 0, done.stdout + done.stderr
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert evaluation["models"]["student"]

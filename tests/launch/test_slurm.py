@@ -115,9 +115,8 @@ def test_a_preempted_job_goes_back_into_the_queue_and_finishes(
     config = write_run(tmp_path, tiny_teacher, {"slurm": {"partition": "low", "nodes": 2, "cpus_per_task": 2}})
     run = tmp_path / "run"
     environment = {**slurm.environment, "HF_TOKEN": "hf_do_not_show_this"}  # Slurm passes it on to the job
-    submitted = subprocess.run(
-        [*LAUNCH, str(config)], capture_output=True, text=True, env=environment, timeout=60, check=False
-    )
+    command = [*LAUNCH, str(config), "teacher.replicas=2"]  # each costs the import of torch
+    submitted = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
     assert submitted.returncode == 0, submitted.stderr
     job = submitted.stdout.split()[1]
 
