@@ -89,7 +89,14 @@ class Hosts:
         }
         home = self.folder / host
         home.mkdir(exist_ok=True)
-        return {**kept, "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{BIN}:{os.environ['PATH']}"}
+        compiled = os.environ.get("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))
+        return {
+            **kept,
+            "HOME": str(home),
+            "TORCH_EXTENSIONS_DIR": compiled,  # DeepSpeed compiles for half a minute in a home that is new
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+        }
 
 
 @pytest.fixture(scope="module")
