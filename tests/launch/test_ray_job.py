@@ -134,6 +134,10 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
                 _ip("-n", f"{made.prefix}h", "link", "set", f"v{number}", "master", "br0", "up")
             _ip("-n", name, "address", "add", f"10.77.0.{number}/24", "dev", device)
             _ip("-n", name, "link", "set", device, "up")
+        # A folder for each host, since all share one disk here: Ray unpacks a job's files anew on every node that the
+        # job comes to, and would remove the working directory of the processes on the first (MKL then ends them).
+        for host in ("h", "w"):
+            stack.callback(shutil.rmtree, f"/tmp/{made.prefix}{host}", ignore_errors=True)
         operator = {**made.environment("h"), "RAY_AUTH_MODE": "token"}
         processes = stack.enter_context(Processes(made.folder, operator))
         subprocess.run(
@@ -142,10 +146,6 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         for host in ("w", "l"):  # the operator's way: one file to every host
             made.environment(host)
             shutil.copytree(made.folder / "h" / ".ray", made.folder / host / ".ray")
-        # A folder for each host, since all share one disk here: Ray unpacks a job's files anew on every node that the
-        # job comes to, and would remove the working directory of the processes on the first (MKL then ends them).
-        for host in ("h", "w"):
-            stack.callback(shutil.rmtree, f"/tmp/{made.prefix}{host}", ignore_errors=True)
         start = ["ray", "start", "--block", "--num-cpus=2"]
         head = [*start, "--head", "--node-ip-address=10.77.0.1", "--port=6379", "--dashboard-host=0.0.0.0"]
         head.append(f"--temp-dir=/tmp/{made.prefix}h")
