@@ -74,7 +74,8 @@ def _connect(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     enable_token()
-    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # the run's own words come last
+    # Its notes on connections would stand between the job's own lines.
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(address)
     except (AuthenticationError, ConnectionError, RuntimeError) as error:
