@@ -88,7 +88,10 @@ def test_two_runs_on_one_host_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> No
     import ray
 
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # is not followed
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     with ray_cluster(ClusterConfig()):
+        # Ray would hide all GPUs from a worker that asked for none.
+        assert ray.get(ray.remote(lambda: os.environ["CUDA_VISIBLE_DEVICES"]).options(num_cpus=0).remote()) == "3"
         other = subprocess.run(
             [sys.executable, "-c", OTHER_RUN], capture_output=True, text=True, timeout=120, check=True
         )
@@ -140,6 +143,13 @@ def test_what_does_not_fit_a_joined_cluster_is_named(operated: str, monkeypatch:
         patch.setattr(module, "PACKAGES", (*module.PACKAGES, "no-such-package"))
         with (
             pytest.raises(ClusterError, match=r"node \S+: the package no-such-package is missing"),
+            ray_cluster(ClusterConfig(address=operated)),
+        ):
+            pass
+    with monkeypatch.context() as patch:
+        patch.setattr("llmdistill.__version__", "0.0.1")
+        with (
+            pytest.raises(ClusterError, match=r"node \S+: llmdistill is \S+, here it is 0\.0\.1"),
             ray_cluster(ClusterConfig(address=operated)),
         ):
             pass

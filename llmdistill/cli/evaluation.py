@@ -132,7 +132,7 @@ def _generation(
     from llmdistill.prompts.keys import sampling_seed
     from llmdistill.teacher.respond import respond
 
-    prompts, references, stored = _prompts(reader, records, settings, corpus)
+    prompts, references, stored = _prompts(reader, records, settings.prompts, corpus)
     greedy = SamplingConfig(temperature=0.0, max_new_tokens=settings.max_new_tokens)
     sampled = SamplingConfig(temperature=settings.temperature, max_new_tokens=settings.max_new_tokens)
     requests = [(prompt, greedy, 0) for prompt in prompts] + [
@@ -164,7 +164,7 @@ def _generation(
 
 
 def _prompts(
-    reader: CacheReader, records: np.ndarray, settings: GenerationConfig, corpus: Corpus
+    reader: CacheReader, records: np.ndarray, count: int, corpus: Corpus
 ) -> tuple[list[list[int]], list[str], int]:
     """Distinct held-out prompts, their references, and how many of those are responses in the cache."""
     found: dict[tuple[int, ...], str] = {}
@@ -172,12 +172,12 @@ def _prompts(
     for number in records.tolist():
         record = reader.read(number)
         supervised = record.supervised_N.nonzero()[:, 0]
-        if not len(supervised) or len(found) == settings.prompts:
+        if not len(supervised) or len(found) == count:
             continue
         prompt = tuple(record.token_ids_N[: int(supervised[0])].tolist())
         if prompt in found:
             continue
-        reference = corpus.reference(record.key, settings.reference)
+        reference = corpus.reference(record.key)
         if reference is None:
             stored += 1
             reference = corpus.text(record.token_ids_N[supervised].tolist())

@@ -20,10 +20,11 @@ class GenerationConfig(Section):
     """Sampled answers for each prompt."""
     seed: int = 0
     """Of the sampled answers."""
-    reference: str = "reference"
-    """Column of the prompt rows with the wanted answer. Rows without it are compared with the response in the cache:
-    the text's own in `score` mode, the teacher's in `generate` mode. A reference that ends like GSM8K's, in
-    `#### 42`, is compared by its number too."""
+    reference: str | None = None
+    """Column of the prompt rows with the wanted answer, or `list.field`. `null`: what the row's own conversation ends
+    with (`answer`, `output`, `completion`, `response`, a last assistant message), which `generate` mode does not use
+    otherwise. Rows without one are compared with the response in the cache: the text's own in `score` mode, the
+    teacher's in `generate` mode. A reference that ends like GSM8K's, in `#### 42`, is compared by its number too."""
 
 
 class SpeedConfig(Section):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +12,7 @@ from llmdistill.config.run import RunConfig
 from llmdistill.errors import DataError
 from llmdistill.prompts.corpus import read_prompts
 from llmdistill.prompts.render import load_tokenizer
+from llmdistill.prompts.requests import Corpus as Made
 from llmdistill.prompts.requests import make_requests
 
 
@@ -29,16 +28,22 @@ class Corpus:
         self._reader = reader
 
     @functools.cached_property
+    def _made(self) -> Made:
+        """The requests that the prompt files make, again."""
+        config, generation = self._config, self._config.evaluate.generation
+        column = None if generation is None else generation.reference
+        # In score mode a conversation's end is in the cache; where all turns are supervised it answers a later prompt.
+        references = generation is not None and (column is not None or config.prompts.mode == "generate")
+        try:
+            rows = read_prompts(config.prompts, column)
+            return make_requests(rows, self.tokenizer, config.prompts, config.teacher, self._reader.spec, references)
+        except DataError:
+            return Made([], [])
+
+    @functools.cached_property
     def _places(self) -> dict[bytes, str]:
         """Record key → `file:line`."""
-        config = self._config
-        try:
-            rows = read_prompts(config.prompts)
-            spec = self._reader.spec
-            requests = make_requests(rows, self.tokenizer, config.prompts, config.teacher, spec).requests
-        except DataError:
-            return {}
-        return {request.key: request.source for request in requests}
+        return {request.key: request.source for request in self._made.requests}
 
     def text(self, token_ids: list[int]) -> str:
         """What a person reads: special tokens and outer white space left out."""
@@ -53,23 +58,6 @@ class Corpus:
             names = [name or place.rpartition(":")[0] for name, place in zip(names, places, strict=True)]
         return names if all(names) else None
 
-    def reference(self, key: bytes, column: str) -> str | None:
-        """The text in a column of the record's prompt row; None where there is none."""
-        path, _, line = self._places.get(key, "").rpartition(":")
-        if not line.isdigit() or not path.endswith((".jsonl", ".json")):
-            return None
-        value = _rows_of(path)[int(line) - 1].get(column)
-        return value if isinstance(value, str) and value.strip() else None
-
-
-@functools.cache
-def _rows_of(path: str) -> list[dict[str, Any]]:
-    """The JSON objects of a prompt file, one for each line; {} for lines that hold none."""
-    rows = []
-    for line in Path(path).read_text(encoding="utf-8-sig").split("\n"):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            row = None
-        rows.append(row if isinstance(row, dict) else {})
-    return rows
+    def reference(self, key: bytes) -> str | None:
+        """The wanted answer to a record's prompt; None where its row has none."""
+        return self._made.references.get(key)

@@ -60,7 +60,7 @@ def teacher_seconds(
     batch = decoding_batch(config, model, hardware, context)
     arithmetic = batch * model.forward_flops(context) / speed
     # A large batch reads every expert of a mixture.
-    reading = WEIGHT_BYTES[config.teacher.dtype] * model.parameters + batch * context * model.kv_bytes()
+    reading = model.weight_bytes(WEIGHT_BYTES[config.teacher.dtype]) + batch * context * model.kv_bytes()
     step = max(arithmetic, reading / (hardware.bandwidth * utilisation.decoding))
     return prefill + volume.response_tokens / batch * step
 
@@ -70,7 +70,7 @@ def decoding_batch(config: RunConfig, model: ModelSize, hardware: Hardware, cont
 
     The replica has `teacher.tensor_parallel` accelerators, or twice as many, … until the weights leave room.
     """
-    weights = WEIGHT_BYTES[config.teacher.dtype] * model.parameters
+    weights = model.weight_bytes(WEIGHT_BYTES[config.teacher.dtype])
     room = config.teacher.tensor_parallel * hardware.memory * config.teacher.gpu_memory_utilization
     while room < 1.02 * weights:
         room *= 2
@@ -107,7 +107,7 @@ def teacher_memory(config: RunConfig, model: ModelSize, tensor_parallel: int) ->
     item = WEIGHT_BYTES[teacher.dtype]
     request = teacher.max_model_len * model.kv_bytes(tensor_parallel, item)
     return TeacherMemory(
-        item * model.parameters / tensor_parallel,
+        model.weight_bytes(item) / tensor_parallel,
         request * teacher.requests_per_shard * teacher.units_in_flight,
         request,
         max(_BATCHED_TOKENS, teacher.max_model_len) * model.vocabulary * _LOGPROB_BYTES,

@@ -33,6 +33,12 @@ class ModelSize:
     cached: int
     """Values that the KV cache holds of a token and layer: keys and values of every head, or one latent vector."""
     vocabulary: int
+    weight_bits: int | None = None
+    """Of a weight in a quantized checkpoint, which keeps them so in memory; None: as many as the precision has."""
+
+    def weight_bytes(self, item: float) -> float:
+        """Bytes of all weights, at so many for each that is not quantized."""
+        return self.parameters * (item if self.weight_bits is None else self.weight_bits / 8)
 
     def forward_flops(self, context: float) -> float:
         """FLOPs of a token's pass behind `context` others: 2 · multiplied + 4 · layers · heads · width · context."""
@@ -95,4 +101,15 @@ def model_size(config: Mapping[str, Any], key: str) -> ModelSize:
         head_width=head_width,
         cached=latent + loaded.qk_rope_head_dim if latent else 2 * kv_heads * head_width,
         vocabulary=loaded.vocab_size,
+        weight_bits=_weight_bits(config.get("quantization_config") or {}),
     )
+
+
+def _weight_bits(quantization: Mapping[str, Any]) -> int | None:
+    """Bits of the weights, by the forms of `quantization_config` that checkpoints on the hub have."""
+    if quantization.get("quant_method") in ("fp8", "fbgemm_fp8"):
+        return 8
+    groups = quantization.get("config_groups")  # of compressed-tensors
+    widths = [(group.get("weights") or {}).get("num_bits") for group in groups.values()] if groups else []
+    bits = max(filter(None, widths), default=None) or quantization.get("bits") or quantization.get("w_bit")
+    return int(bits) if bits else None

@@ -21,8 +21,12 @@ from llmdistill.prompts.rejects import BadRowError, RejectedRow
 from llmdistill.prompts.shapes import PromptRow, conversation, expanded
 
 
-def read_prompts(prompts: PromptsConfig) -> Iterator[PromptRow | RejectedRow]:
+def read_prompts(prompts: PromptsConfig, reference: str | None = None) -> Iterator[PromptRow | RejectedRow]:
     """The rows of all sources, in the order that the configuration asks for.
+
+    Args:
+        prompts: the configuration.
+        reference: column with the wanted answers; by default they are what the conversations end with.
 
     Raises:
         DataError: a source cannot be read or holds no usable row; a row is bad and `on_bad_row` is `error`.
@@ -32,7 +36,7 @@ def read_prompts(prompts: PromptsConfig) -> Iterator[PromptRow | RejectedRow]:
     columns = [_ColumnsSeen(source) for source in prompts.sources]
     readers = []
     for source, seen in zip(prompts.sources, columns, strict=True):
-        rows = _usable(_read(source, strict, seen), rejected)
+        rows = _usable(_read(source, strict, seen, reference), rejected)
         if prompts.shuffle is not None:
             rows = shuffled(rows, prompts.shuffle.seed, prompts.shuffle.buffer_size)
         readers.append(itertools.islice(rows, source.limit))
@@ -66,9 +70,11 @@ def source_name(source: SourceConfig) -> str:
 _STRICT_FIX = "correct the row, or list such rows and go on with prompts.on_bad_row: reject"
 
 
-def _read(source: SourceConfig, strict: bool, columns: _ColumnsSeen) -> Iterator[PromptRow | RejectedRow]:
+def _read(
+    source: SourceConfig, strict: bool, columns: _ColumnsSeen, reference: str | None = None
+) -> Iterator[PromptRow | RejectedRow]:
     usable, first_bad = 0, None
-    for row in _rows(source, columns):
+    for row in _rows(source, columns, reference):
         if isinstance(row, RejectedRow):
             if strict:
                 raise DataError(row.reason, where=row.source, fix=_STRICT_FIX)
@@ -92,13 +98,13 @@ def _values(source: SourceConfig) -> Iterator[tuple[str, Any]]:
             yield f"{file.name}:{number}", value
 
 
-def _rows(source: SourceConfig, columns: _ColumnsSeen) -> Iterator[PromptRow | RejectedRow]:
+def _rows(source: SourceConfig, columns: _ColumnsSeen, reference: str | None) -> Iterator[PromptRow | RejectedRow]:
     for where, value in _values(source):
         try:
             if isinstance(value, BadRowError):
                 raise value
             columns.see(value)
-            items = expanded(value, source.columns, where)
+            items = expanded(value, source.columns, where, reference)
         except BadRowError as error:
             yield RejectedRow(where, str(error))
             continue

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from llmdistill.config.prompts import SourceConfig
 from llmdistill.errors import DataError
 from llmdistill.prompts.containers import NumberedRow
+from llmdistill.prompts.patience import patiently
 
 
 def hub_name(source: SourceConfig) -> str:
@@ -25,8 +26,10 @@ def read_hub(source: SourceConfig) -> Iterator[NumberedRow]:
 
     assert source.hub is not None
     try:
-        rows = datasets.load_dataset(
-            source.hub, source.name, split=source.split, revision=source.revision, streaming=True
+        rows = patiently(
+            lambda: datasets.load_dataset(
+                source.hub, source.name, split=source.split, revision=source.revision, streaming=True
+            )
         )
         yield from enumerate((dict(row) for row in rows), start=1)
     # datasets raises errors of many families: its own, the hub's, those of HTTP and of file formats.

@@ -35,6 +35,8 @@ class Corpus:
     """Rows that make no request: bad, too long, equal to an earlier one, contaminated."""
     changes: Counter[str] = field(default_factory=Counter)
     """Kind of change → rows that are used, but not as they stand: truncated, with control tokens escaped, …"""
+    references: dict[bytes, str] = field(default_factory=dict)
+    """Key of a request → the wanted answer, where the row has one and they were asked for."""
 
 
 def make_requests(
@@ -43,8 +45,9 @@ def make_requests(
     prompts: PromptsConfig,
     teacher: TeacherConfig,
     spec: CaptureSpec,
+    with_references: bool = False,
 ) -> Corpus:
-    """Token ids and keys of all rows, in order.
+    """Token ids and keys of all rows, in order; `with_references` keeps the wanted answers, which no teacher sees.
 
     Raises:
         DataError: no row makes a request; a row is bad and `on_bad_row` is `error`; there is no chat template.
@@ -59,13 +62,15 @@ def make_requests(
             corpus.rejected.append(row)
             continue
         try:
-            changes = maker.add(row, requests)
+            fresh, changes = maker.add(row, requests)
         except (BadRowError, DroppedRowError) as error:
             if isinstance(error, BadRowError) and prompts.on_bad_row == "error":
                 raise DataError(str(error), where=row.source) from None
             corpus.rejected.append(RejectedRow(row.source, str(error)))
         else:
             corpus.changes.update(changes)
+            if with_references and row.reference is not None:
+                corpus.references.update((request.key, row.reference) for request in fresh)
     if not requests:
         rejected = corpus.rejected
         example = f"; the first: {rejected[0].source}: {rejected[0].reason}" if rejected else ""
@@ -93,8 +98,8 @@ class _Maker:
         self._evaluation = EvaluationData(prompts.decontamination) if prompts.decontamination else None
         self._near = NearDuplicates(prompts.near_duplicates) if prompts.near_duplicates else None
 
-    def add(self, row: PromptRow, requests: dict[bytes, Request]) -> tuple[str, ...]:
-        """Add the requests of a row; returns what was changed to make them."""
+    def add(self, row: PromptRow, requests: dict[bytes, Request]) -> tuple[list[Request], tuple[str, ...]]:
+        """Add the requests of a row; returns them, and what was changed to make them."""
         row = self._renderer.asked(row)
         records, changes = fitting(row, self._renderer, self._limit, self._prompts.length, self._limit_is)
         made = [request for record in records for request in self._requests_of(record, row.source)]
@@ -106,7 +111,7 @@ class _Maker:
         if self._near is not None:
             self._near.check(row)
         requests.update((request.key, request) for request in fresh)
-        return (*row.changes, *changes, *((SHARED_TURNS,) if len(fresh) < len(made) else ()))
+        return fresh, (*row.changes, *changes, *((SHARED_TURNS,) if len(fresh) < len(made) else ()))
 
     def _requests_of(self, record: Rendered, source: str) -> Iterator[Request]:
         token_ids, prompt_length = record.token_ids, record.prompt_length

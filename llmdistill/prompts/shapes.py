@@ -25,6 +25,9 @@ FORMATS = {
 
 COLUMNS = (*FORMATS, "input", "output", "completion", "response", "answer", "system", "tools")
 
+REFERENCE = "reference"
+"""Of an expanded row: the column that holds the wanted answer, where one was named."""
+
 LATER_TURNS = "later user turns are not asked"
 
 
@@ -40,15 +43,20 @@ class PromptRow:
     """Schemas of the tools that the assistant may call."""
     changes: tuple[str, ...] = ()
     """What of the row is not used, though the row is."""
+    reference: str | None = None
+    """The wanted answer, for evaluation: of the column named for it, else what the conversation ends with."""
 
 
-def expanded(value: Any, columns: Mapping[Any, str], source: str) -> list[tuple[str, dict[str, Any]]]:
+def expanded(
+    value: Any, columns: Mapping[Any, str], source: str, reference: str | None = None
+) -> list[tuple[str, dict[str, Any]]]:
     """A row under the formats' column names: once, or once for every item of the list that `columns` leads into.
 
     Args:
         value: the row.
         columns: name of a format's column → name of this row's column, or `list.field`.
         source: file and line.
+        reference: this row's column, or `list.field`, that becomes `REFERENCE`.
 
     Returns:
         pairs of a source and a row.
@@ -77,6 +85,12 @@ def expanded(value: Any, columns: Mapping[Any, str], source: str) -> list[tuple[
         raise BadRowError(
             f"unknown columns: found {found}; accepted: {accepted}; `columns:` of the source maps other names to these"
         )
+    if reference is not None:
+        head, _, field = reference.partition(".")
+        inner = value.get(head)
+        row[REFERENCE] = value.get(reference, inner.get(field) if isinstance(inner, dict) else None)
+        if reference not in value and head in lists:
+            in_list[REFERENCE] = field
     if not lists:
         return [(source, row)]
     if len(lists) > 1:
@@ -100,7 +114,7 @@ def conversation(row: Mapping[str, Any], columns: Mapping[Any, str], source: str
     names = [name for name in names if name in columns] or names
     name = next((name for name in names if not _is_empty(row[name])), names[0])
     if name == "text":
-        return PromptRow(source, text=require_text(row["text"], "'text'"))
+        return PromptRow(source, text=require_text(row["text"], "'text'"), reference=_text(row.get(REFERENCE)))
     tools = decoded(row.get("tools")) or []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise BadRowError(f"tools: 'tools' must be a list of schemas, found {shortened(tools)}")
@@ -110,7 +124,14 @@ def conversation(row: Mapping[str, Any], columns: Mapping[Any, str], source: str
             raise BadRowError("role order: the row has a system message and a column 'system'")
         messages = [{"role": "system", "content": require_text(row["system"], "'system'")}, *messages]
     check_order(messages)
-    return PromptRow(source, messages=tuple(messages), tools=tuple(without_nulls(tools)), changes=changes)
+    last = messages[-1]["content"] if messages[-1]["role"] == "assistant" else None
+    return PromptRow(
+        source,
+        messages=tuple(messages),
+        tools=tuple(without_nulls(tools)),
+        changes=changes,
+        reference=_text(row.get(REFERENCE, last)),
+    )
 
 
 def _messages(row: Mapping[str, Any], name: str) -> tuple[list[Message], tuple[str, ...]]:
@@ -144,6 +165,10 @@ _ANSWERS = {"instruction": ("output",), "prompt": ("completion", "response"), "q
 
 def _user(value: Any, what: str) -> Message:
     return {"role": "user", "content": require_text(value, what)}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value.strip() else None
 
 
 def _is_empty(value: Any) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmdistill.cache.index import shard_folder, write_index
+from llmdistill.cache.reader import CacheReader
 from llmdistill.cache.shard import write_shard
 from llmdistill.cli import stages
 from llmdistill.cli.evaluation import evaluate_run
@@ -28,12 +29,11 @@ from llmdistill.teacher.fake_engine import FakeEngine
 
 @pytest.fixture
 def run(tiny_teacher: Path, tokenizer, tmp_path: Path) -> stages.Run:
-    """A run that has got as far as export; half of its prompts come from each of two files."""
+    """A run that has got as far as export; its prompts come from two files, of which one has answers."""
     for name in ("sums", "facts"):
-        rows = [
-            {"messages": [{"role": "user", "content": f"Tell me of {name} {n}."}], "gold": f"{n} it is\n#### {n}"}
-            for n in range(12)
-        ]
+        rows = [{"question": f"Tell me of {name} {n}.", "gold": f"{n} it is\n#### {n}"} for n in range(12)]
+        if name == "sums":
+            rows = [row | {"answer": "Its answer is 7.\n#### 7"} for row in rows]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = RunConfig.model_validate(
         {
@@ -122,6 +122,29 @@ def test_references_of_the_corpus_go_before_responses_of_the_cache(
     other = evaluated(run, generation=GenerationConfig(prompts=5, reference="absent"))["generation"]
     assert (other["references_from_corpus"], other["references_from_cache"]) == (0, 5)
     assert other["models"]["student"]["greedy"]["gsm8k"] is None
+
+
+@pytest.mark.timeout(300)
+def test_the_rows_own_answers_are_references_that_no_teacher_saw(
+    run: stages.Run, tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "llmdistill.teacher.respond.respond",
+        lambda folder, teacher, requests: [tokenizer.encode("It is 7") for _ in requests],
+    )
+    document = evaluated(run, generation=GenerationConfig())
+    own = document["models"]["student"]["by"]["source"][str(Path(run.config.prompts.sources[0].path))]["records"]
+    generation = document["generation"]
+    assert 0 < own < generation["prompts"] == document["held_out_records"]
+    assert (generation["references_from_corpus"], generation["references_from_cache"]) == (
+        own,
+        generation["prompts"] - own,
+    )
+    assert generation["models"]["student"]["greedy"]["gsm8k"] == 1.0
+    reader = CacheReader(run.folder.cache)
+    texts = [tokenizer.decode(reader.read(number).token_ids_N) for number in range(len(reader))]
+    assert any("Tell me of sums" in text for text in texts)
+    assert not any("Its answer" in text for text in texts)
 
 
 def test_without_prompt_files_and_teacher_the_cache_is_enough(run: stages.Run) -> None:

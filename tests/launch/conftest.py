@@ -25,11 +25,13 @@ class Slurm:
 
     def call(self, *command: str) -> str:
         answer = subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=60)
-        assert answer.returncode == 0, answer.stderr
+        assert answer.returncode == 0, (command, answer.returncode, answer.stderr)
         return answer.stdout
 
     def state(self, job: str) -> str:
-        return self.call("squeue", "--noheader", "--states=all", "--format=%T", "--jobs", job).strip()
+        """Empty where a busy slurmctld hangs up: ask again."""
+        command = ["squeue", "--noheader", "--states=all", "--format=%T", "--jobs", job]
+        return subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=60).stdout.strip()
 
     def exit_code(self, job: str) -> str:
         text = self.call("scontrol", "show", "job", job)
@@ -116,7 +118,7 @@ def _write_configuration(folder: Path) -> Path:
         "MpiDefault=none",
         "ReturnToService=2",
         "SwitchType=switch/none",
-        "KillWait=5",
+        "KillWait=2",
         "PreemptMode=REQUEUE",
         "PreemptType=preempt/partition_prio",
         "JobRequeue=1",

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from llmdistill import __version__
 from llmdistill.cache.reader import CacheReader
 from llmdistill.cli.main import cli
 from llmdistill.errors import ConfigError
@@ -102,7 +103,7 @@ def wait_for(what: Callable[[], bool], seconds: float, explain: Callable[[], str
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, explain()
-        time.sleep(0.1)
+        time.sleep(0.3)
 
 
 @pytest.mark.slow
@@ -113,9 +114,9 @@ def test_a_preempted_job_goes_back_into_the_queue_and_finishes(
     """Two nodes, preempted while the teacher answers, by a job of a better partition; then the same job finishes."""
     config = write_run(tmp_path, tiny_teacher, {"slurm": {"partition": "low", "nodes": 2, "cpus_per_task": 2}})
     run = tmp_path / "run"
-    submitted = subprocess.run(
-        [*LAUNCH, str(config)], capture_output=True, text=True, env=slurm.environment, timeout=60, check=False
-    )
+    environment = {**slurm.environment, "HF_TOKEN": "hf_do_not_show_this"}  # Slurm passes it on to the job
+    command = [*LAUNCH, str(config), "teacher.replicas=2"]  # each costs the import of torch
+    submitted = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
     assert submitted.returncode == 0, submitted.stderr
     job = submitted.stdout.split()[1]
 
@@ -139,8 +140,11 @@ def test_a_preempted_job_goes_back_into_the_queue_and_finishes(
     assert len(CacheReader(run / "cache").keys) == 60
     assert json.loads((run / "evaluation.json").read_text())["models"]["student"]
     assert (run / "launch" / f"slurm-{job}.log").stat().st_size
-    assert list((run / "launch").glob(f"slurm-{job}-ray-*.log"))
+    for part in ("0-n1", "0-n2", "1-n1", "1-n2"):  # start and restart, on both nodes
+        assert (run / "launch" / f"slurm-{job}-ray-{part}.log").stat().st_size
     assert not re.search(r"\b[0-9a-f]{64}\b", log()), "the token of the cluster is in a log"
+    shown = [path for path in run.rglob("*") if path.is_file() and b"do_not_show" in path.read_bytes()]
+    assert not shown, "a secret of the environment is in a file of the run"
     wait_for(lambda: not list(Path("/tmp").glob(f"llmdistill-{job}-*")), 30, lambda: "folders of Ray are left")
 
 
@@ -164,6 +168,32 @@ def test_the_status_of_the_run_is_the_status_of_the_job(slurm: Slurm, tiny_teach
     said = "".join(path.read_text() for path in logs.glob(f"slurm-{job}-ray-*.log"))
     assert re.search(r"ray start --address='[\d.]+:200[1-9]\d'", said)
     assert not (tmp_path / "run" / "evaluation.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_job_that_cannot_start_says_why_in_a_line(slurm: Slurm, tmp_path: Path) -> None:
+    """A script kept from another version, as docs/operating.md lets one do, and a node without a free port."""
+    made = script(tmp_path, {"partition": "low", "cpus_per_task": 2})
+    (tmp_path / "run" / "launch").mkdir(parents=True)
+    (tmp_path / "old").write_text(made.replace(f"version {__version__}", "version 0.0.1"))
+    start, count = re.search(r"first=\$\(\((\d+) \+ SLURM_JOB_ID % (\d+)\)\)", made).groups()
+    (tmp_path / "taken").write_text(made.replace(f"{start} + SLURM_JOB_ID % {count}", "28000"))
+    here = re.escape(__version__)
+    expected = {
+        "old": rf"error: n\d has 'llmdistill, version {here}', this job was made by version 0\.0\.1",
+        "taken": r"error: ports 28000 to 28099 of n\d are taken",
+    }
+    with contextlib.ExitStack() as stack:
+        for port in range(28000, 28100):
+            stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        jobs = {name: slurm.call("sbatch", "--parsable", str(tmp_path / name)).strip() for name in expected}
+        for job in jobs.values():
+            wait_for(lambda job=job: slurm.state(job) in ("FAILED", "COMPLETED"), 200, lambda job=job: slurm.state(job))
+    for name, job in jobs.items():
+        assert slurm.exit_code(job) == "4:0"
+        errors = (tmp_path / "run" / "launch" / f"slurm-{job}.log").read_text().splitlines()
+        assert re.match(expected[name], next(line for line in errors if line.startswith("error: ")))
 
 
 def test_without_slurm_the_command_says_where_it_belongs(tmp_path: Path) -> None:

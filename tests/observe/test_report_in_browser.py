@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmdistill.observe.report.page import write_report
+from llmdistill.observe.report.page import write_comparison, write_report
 from tests.observe.conftest import MakeRun
 from tests.observe.test_report import require_figures_of
 
@@ -54,13 +54,31 @@ def test_the_browser_check_sees_a_request_where_there_is_one(tmp_path: Path) -> 
     assert requests_of_page(tmp_path) == {"http://example.invalid/pixel.png"}
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_is_never_wider_than_the_window(make_run: MakeRun, tmp_path: Path, width: int) -> None:
+A4 = 673
+"""Pixels between the margins of a sheet."""
+
+
+@pytest.mark.parametrize("width", [390, 1280, A4])
+@pytest.mark.parametrize("runs", [1, 6])
+def test_nothing_is_wider_than_the_window_or_the_sheet(
+    make_run: MakeRun, tmp_path: Path, width: int, runs: int
+) -> None:
     """A script that writes the page's own width into its title; the page itself holds none."""
-    page = write_report(make_run())
+    folders = [make_run(name=f"a-run-with-a-long-name-{number}") for number in range(runs)]
+    page = tmp_path / "page.html"
+    if runs == 1:
+        write_report(folders[0], page)
+    else:
+        write_comparison(folders, page)
     probe = tmp_path / "probe.html"
     text = page.read_text().replace("default-src 'none';", "default-src 'none'; script-src 'unsafe-inline';")
-    script = "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth</script>"
+    if width == A4:
+        assert "@media print" in text
+        text = text.replace("@media print", "@media all").replace("@media screen", "@media not all")
+    script = (
+        "<script>document.title = Math.max(document.documentElement.scrollWidth, ...Array.from("
+        "document.querySelectorAll('.results'), e => e.scrollWidth)) + ' of ' + innerWidth</script>"
+    )
     # Windows narrower than 500 pixels exist only as frames.
     probe.write_text(text.replace("</body>", f"{script}</body>"))
     frame = tmp_path / "frame.html"

@@ -4,7 +4,17 @@ from xml.etree import ElementTree
 
 import pytest
 
-from llmdistill.observe.report.svg import Axis, Estimate, Series, dot_plot, histogram, line_chart, short_number
+from llmdistill.observe.report.svg import (
+    STYLE_COUNT,
+    Axis,
+    Estimate,
+    Series,
+    dot_plot,
+    histogram,
+    line_chart,
+    marker,
+    short_number,
+)
 
 
 @pytest.mark.parametrize(
@@ -57,3 +67,16 @@ def test_text_is_escaped_and_every_chart_is_well_formed() -> None:
     bars = list(ElementTree.fromstring(str(histogram("h", "x", [0, 1, 2], [3, 1]))).iter("rect"))
     heights = [float(bar.attrib["height"]) for bar in bars]
     assert heights[0] == pytest.approx(3 * heights[1], abs=0.2)
+
+
+def test_what_is_not_finite_is_left_out_and_counted() -> None:
+    points = [(1, 2.0), (2, float("inf")), (3, float("nan")), (4, 1.0)]
+    chart = line_chart("gradient norm", "step", [Series("a", 0, points)])
+    assert len(coordinates(chart)[0]) == 2
+    assert "step, 2 not finite" in chart
+    nothing = line_chart("gradient norm", "step", [Series("a", 0, points[1:3])])
+    assert "step, 2 not finite" in nothing
+
+
+def test_styles_differ_by_marker() -> None:
+    assert len({marker(style, 0.0, 0.0).partition(" d=")[2] for style in range(STYLE_COUNT)}) == STYLE_COUNT

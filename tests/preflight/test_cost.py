@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from llmdistill.preflight.cost import (
@@ -81,3 +83,11 @@ def test_volume_counts_what_fits_and_every_sample() -> None:
     )
     assert (scored.records, scored.tokens, scored.rows) == (3, 60, 57)
     assert scored.scaled(6e9).rows == pytest.approx(57e8)
+
+
+def test_quantized_weights_take_their_own_bytes_and_the_kv_cache_does_not() -> None:
+    config = make_config(teacher={"max_model_len": 4096})
+    whole, halved = teacher_memory(config, MODEL, 1), teacher_memory(config, replace(MODEL, weight_bits=8), 1)
+    assert (whole.weights, halved.weights) == (20 * GB, 10 * GB)
+    assert halved.one_request == whole.one_request
+    assert decoding_batch(config, replace(MODEL, weight_bits=4), L40S, 9000) > decoding_batch(config, MODEL, L40S, 9000)

@@ -53,3 +53,18 @@ def test_flops_of_a_token() -> None:
 def test_an_unknown_architecture_is_refused_in_a_line() -> None:
     with pytest.raises(ConfigError, match=r"^student: no model can be made of its config.json: [^\n]{,120}\n  fix"):
         model_size({"model_type": "nonsense"}, "student")
+
+
+@pytest.mark.parametrize(
+    ("quantization", "bits"),
+    [
+        (None, None),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, 8),
+        ({"quant_method": "gptq", "bits": 4}, 4),
+        ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4}}}}, 4),
+        ({"quant_method": "of_tomorrow"}, None),
+    ],
+)
+def test_quantized_checkpoints_say_how_wide_their_weights_are(quantization: dict | None, bits: int | None) -> None:
+    config = QWEN3_1_7B | ({"quantization_config": quantization} if quantization else {})
+    assert model_size(config, "teacher.model").weight_bits == bits

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -13,12 +14,26 @@ COMMIT = "a" * 40
 
 
 @contextlib.contextmanager
-def serve(files: dict[str, bytes], repository: str = "owner/name") -> Iterator[str]:
-    """The address of a hub that holds one data set with these files, all in its root folder."""
+def serve(
+    files: dict[str, bytes], repository: str = "owner/name", times: dict[str, list[float]] | None = None
+) -> Iterator[str]:
+    """The address of a hub that holds one data set with these files, all in its root folder.
+
+    Args:
+        files: name → contents.
+        repository: the data set's id.
+        times: gets the times of requests for each revision; the first is told to come again after a second.
+    """
 
     class Hub(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
+            if times is not None and path.startswith(f"/api/datasets/{repository}/revision/"):
+                asked = times.setdefault(path, [])
+                asked.append(time.monotonic())
+                if len(asked) == 1:
+                    self._reply(429, b"too many requests", {"Retry-After": "1"})
+                    return
             api = f"/api/datasets/{repository}"
             if path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
                 siblings = [{"rfilename": name} for name in files]

@@ -11,6 +11,7 @@ import pytest
 from llmdistill.config.prompts import PromptsConfig
 from llmdistill.errors import DataError
 from llmdistill.prompts.corpus import read_prompts
+from llmdistill.prompts.patience import seconds_named
 from tests.prompts.hub_server import COMMIT, serve
 
 
@@ -65,6 +66,35 @@ for source in json.loads(sys.argv[1]):
 """
 
 
+def read_in_a_process(address: str, home: Path, sources: list[dict[str, str]]) -> list[object]:
+    """What READ prints; the library reads its settings when it is imported, so it runs in a process of its own."""
+    environment = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    answer = subprocess.run(
+        [sys.executable, "-c", READ, json.dumps(sources)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=200,
+    )
+    return [json.loads(line) for line in answer.stdout.splitlines()]
+
+
+def test_a_hub_that_is_asked_too_often_is_asked_again_when_it_says(tmp_path: Path) -> None:
+    times: dict[str, list[float]] = {}
+    with serve({"README.md": b"", "train.jsonl": b'{"prompt": "one"}\n'}, times=times) as address:
+        assert read_in_a_process(address, tmp_path, [{"hub": "owner/name"}]) == [[["owner/name/train:1", "one"]]]
+    refused = [asked for asked in times.values() if len(asked) > 1]
+    assert refused
+    assert all(asked[1] - asked[0] >= 1 for asked in refused)
+
+
+def test_how_long_a_refusal_says_to_wait() -> None:
+    assert seconds_named({"retry-after": "7"}) == 7
+    assert seconds_named({"ratelimit": '"api";r=0;t=55'}) == 56
+    assert seconds_named({}) is None
+
+
 def test_a_hub_id_is_streamed_from_a_hub(tmp_path: Path) -> None:
     lines = b'{"prompt": "one"}\n{"prompt": "two"}\n'
     sources = [
@@ -73,22 +103,7 @@ def test_a_hub_id_is_streamed_from_a_hub(tmp_path: Path) -> None:
         {"hub": "owner/absent"},
     ]
     with serve({"README.md": b"", "train.jsonl": lines, "test.jsonl": lines[:18]}) as address:
-        environment = {
-            "HF_ENDPOINT": address,
-            "HF_HOME": str(tmp_path),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_OFFLINE": "0",
-        }
-        # The library reads its settings when it is imported, so it runs in a process of its own.
-        answer = subprocess.run(
-            [sys.executable, "-c", READ, json.dumps(sources)],
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=200,
-        )
-    train, test, absent = map(json.loads, answer.stdout.splitlines())
+        train, test, absent = read_in_a_process(address, tmp_path, sources)
     assert train == [["owner/name/train:1", "one"], ["owner/name/train:2", "two"]]
     assert test == [["owner/name/test:1", "one"]]
     assert absent.startswith("owner/absent/train: cannot read the hub data set: DatasetNotFoundError")

@@ -77,6 +77,34 @@ def test_columns_lead_into_nested_objects_and_lists() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("value", "column", "references"),
+    [
+        ({"question": "q", "answer": "#### 4"}, None, ["#### 4"]),
+        ({"messages": [user("q"), assistant("a"), user("r"), assistant("b")]}, None, ["b"]),
+        ({"messages": [user("q")]}, None, [None]),
+        ({"prompt": "q", "reference": "not asked for"}, None, [None]),
+        ({"question": "q", "answer": "a", "gold": "g"}, "gold", ["g"]),
+        ({"question": "q", "answer": "a"}, "answer", ["a"]),
+        ({"question": "q", "answer": "a"}, "gold", [None]),
+        ({"question": "q", "gold": ["several"]}, "gold", [None]),
+        ({"question": "q", "labels": {"gold": "g"}}, "labels.gold", ["g"]),
+        ({"text": "t", "gold": "g"}, "gold", ["g"]),
+    ],
+)
+def test_a_reference_is_the_column_asked_for_or_the_rows_own_answer(value, column, references) -> None:
+    rows = [conversation(row, {}, where) for where, row in expanded(value, {}, "a:1", column)]
+    assert [row.reference for row in rows] == references
+    assert [row.messages for row in rows] == [shape(value).messages]
+
+
+def test_references_lie_beside_prompts_in_a_list() -> None:
+    value = {"qas": [{"q": "1", "gold": "a"}, {"q": "2"}]}
+    columns = {"prompt": "qas.q"}
+    rows = [conversation(row, columns, where) for where, row in expanded(value, columns, "a:1", "qas.gold")]
+    assert [row.reference for row in rows] == ["a", None]
+
+
 def test_a_mapped_column_decides_the_format() -> None:
     assert shape({"prompt": "p", "question": "q"}, text="question").text == "q"
     assert shape({"messages": "metadata", "q": "q"}, prompt="q").messages == (user("q"),)

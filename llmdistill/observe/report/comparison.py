@@ -9,11 +9,10 @@ from markupsafe import Markup
 
 from llmdistill.evaluation.methods import METRICS
 from llmdistill.observe.report.facts import RunFacts
-from llmdistill.observe.report.svg import Estimate, Series, dot_plot, line_chart
-from llmdistill.observe.report.training import training_rows
+from llmdistill.observe.report.svg import STYLE_COUNT, Estimate, Series, dot_plot, line_chart
+from llmdistill.observe.report.training import curve_title, training_rows
 from llmdistill.observe.report.words import LABELS, best, figure, span, verdict
 
-_STYLES = 5
 _SECTIONS = ("prompts", "teacher", "capture", "student", "objectives", "train")
 
 
@@ -101,10 +100,10 @@ def _charts(runs: Sequence[RunFacts], names: Sequence[str]) -> list[Markup]:
     types = dict.fromkeys(item["type"] for run in runs for item in run.config["objectives"])
     for key in [*types, "grad_norm"]:
         lines = [
-            Series(name, number % _STYLES, points)
+            Series(name, number % STYLE_COUNT, points)
             for number, (name, run) in enumerate(zip(names, runs, strict=True))
             if (points := [(line["step"], line[key]) for line in run.trainings.get("student", []) if key in line])
         ]
         if lines:
-            charts.append(line_chart(key.replace("_", " "), "optimizer step", lines))
+            charts.append(line_chart(curve_title(key), "optimizer step", lines))
     return charts

@@ -1,4 +1,4 @@
-"""Charts as inline SVG that take colours and fonts from the page: they follow its dark mode and print in black.
+"""Charts as inline SVG that take colours and fonts from the page: they follow its dark mode and print.
 
 Series differ by dash and marker too, so that nothing depends on colour. Numbers are placed in a box of 360 × 220 units,
 which is about a phone's width in pixels, so that text keeps its size there.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from markupsafe import Markup, escape
 
+STYLE_COUNT = 8
 WIDTH, HEIGHT = 360, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 26, 36
 _POINTS = 300
@@ -24,7 +25,7 @@ class Series:
 
     name: str
     style: int
-    """Number of its style in the page: class `s0` … `s4`."""
+    """Number of its style in the page, below `STYLE_COUNT`: class `s0` … `s7`."""
     points: Sequence[tuple[float, float]]
 
 
@@ -67,13 +68,19 @@ class Axis:
 
 
 def line_chart(title: str, x_label: str, series: Sequence[Series], y_from_zero: bool = False) -> Markup:
-    """Lines over a common x; long ones are averaged down to some hundred points, which the label says."""
-    points = [point for line in series for point in line.points]
-    x = _axis([point[0] for point in points], _LEFT, WIDTH - _RIGHT)
-    values = [point[1] for point in points] + ([0.0] if y_from_zero else [])
-    y = _axis(values, HEIGHT - _BOTTOM, _TOP, padded=True)
+    """Lines over a common x; long ones are averaged down to some hundred points, which the label says.
+
+    Values that are infinite or no number (a gradient norm of a skipped step) are left out and counted in the label.
+    """
+    given = [point for line in series for point in line.points]
+    series = [replace(line, points=[point for point in line.points if math.isfinite(point[1])]) for line in series]
+    values = [point[1] for line in series for point in line.points]
+    left_out = len(given) - len(values)
+    x = _axis([point[0] for point in given], _LEFT, WIDTH - _RIGHT)
+    y = _axis([*values, *([0.0] if y_from_zero or not values else [])], HEIGHT - _BOTTOM, _TOP, padded=True)
     group = max(math.ceil(max(len(line.points) for line in series) / _POINTS), 1)
-    parts = [_frame(x, y, x_label + (f", means of {group}" if group > 1 else ""))]
+    averaged = f", means of {group}" if group > 1 else ""
+    parts = [_frame(x, y, x_label + averaged + (f", {left_out} not finite" if left_out else ""))]
     for line in series:
         path = " ".join(f"{x.at(a):.1f},{y.at(b):.1f}" for a, b in _averaged(line.points, group))
         parts.append(f'<polyline class="line s{line.style}" points="{path}"/>')
@@ -130,13 +137,16 @@ def reliability_chart(title: str, curves: Sequence[Series]) -> Markup:
 
 
 def marker(style: int, x: float, y: float) -> str:
-    """Disc, square, triangle, diamond and ring, by style."""
+    """Disc, square, triangle, diamond, small disc, triangle upside down, cross and bar, by style."""
     shapes = (
         f"M{x - 3.6:.1f} {y:.1f}a3.6 3.6 0 1 0 7.2 0a3.6 3.6 0 1 0-7.2 0",
         f"M{x - 3.2:.1f} {y - 3.2:.1f}h6.4v6.4h-6.4z",
         f"M{x:.1f} {y - 4:.1f}l4 7h-8z",
         f"M{x:.1f} {y - 4.4:.1f}l4.4 4.4l-4.4 4.4l-4.4-4.4z",
         f"M{x - 2.8:.1f} {y:.1f}a2.8 2.8 0 1 0 5.6 0a2.8 2.8 0 1 0-5.6 0",
+        f"M{x:.1f} {y + 4:.1f}l4-7h-8z",
+        f"M{x - 3:.1f} {y - 3:.1f}l6 6m-6 0l6-6",
+        f"M{x:.1f} {y - 4.5:.1f}v9",
     )
     return f'<path class="marker s{style}" d="{shapes[style]}"/>'
 

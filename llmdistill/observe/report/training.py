@@ -11,21 +11,26 @@ from llmdistill.observe.report.facts import CacheFacts, RunFacts
 from llmdistill.observe.report.svg import Series, histogram, line_chart
 from llmdistill.observe.report.words import NAMES, STYLES
 
-_OBJECTIVES = {"forward_kl": "KL(teacher ‖ student), nats", "sequence_ce": "cross-entropy on responses, nats"}
-_OTHERS = (
-    ("grad_norm", "gradient norm, before clipping"),
-    ("learning_rate", "learning rate"),
-    ("tokens_per_second", "tokens per second"),
-)
+_TITLES = {
+    "forward_kl": "KL(teacher ‖ student), nats",
+    "sequence_ce": "cross-entropy on responses, nats",
+    "grad_norm": "gradient norm, before clipping",
+}
+
+
+def curve_title(key: str) -> str:
+    """What a column of metrics.jsonl is called above its curve."""
+    return _TITLES.get(key, key.replace("_", " "))
 
 
 def curves(run: RunFacts) -> list[Markup]:
     """Every objective, the gradient norms and the rates over the optimizer steps, for each trained model."""
     types = dict.fromkeys([*(item["type"] for item in run.config["objectives"]), "sequence_ce"])
-    wanted = [(name, _OBJECTIVES.get(name, name.replace("_", " "))) for name in types]
+    wanted = [(name, curve_title(name)) for name in types]
     wanted += [(f"{name}_grad_norm", f"gradient norm of {name} at the logits") for name in types]
+    wanted += [(name, curve_title(name)) for name in ("grad_norm", "learning_rate", "tokens_per_second")]
     charts = []
-    for key, title in [*wanted, *_OTHERS]:
+    for key, title in wanted:
         lines = [
             Series(NAMES.get(name, name), STYLES.get(name, 4), points)
             for name, steps in run.trainings.items()
