@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,16 @@ def launch(
         {"GPU" if use_gpu else "CPU": job.train.workers},
         fix="lower train.workers or use a larger cluster",
     )
-    cores = 1 if use_gpu else int(resources["CPU"] // job.train.workers)
+    reserved = TRAIN in resources
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = [int(node.get("CPU", 0)) for node in nodes if not reserved or TRAIN in node]
+    cores = 1 if use_gpu else cores_per_worker(cpus, job.train.workers)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     scratch.mkdir(parents=True, exist_ok=True)
     with watched(job.metrics, job.name, on_progress):
         for attempt in range(job.train.max_restarts + 1):
             try:
-                _trainer(job, scratch, use_gpu, cores, TRAIN in resources).fit()
+                _trainer(job, scratch, use_gpu, cores, reserved).fit()
                 return
             except TrainingFailedError as error:
                 cause = _cause(error)
@@ -63,6 +66,18 @@ def launch(
                     raise cause from error
                 _release()
                 on_restart(f"{cause}; restart {attempt + 1} of {job.train.max_restarts}, from the newest checkpoint")
+
+
+def cores_per_worker(node_cpus: Sequence[int], workers: int) -> int:
+    """The most cores that each of so many workers can have: one worker lies on one node.
+
+    Args:
+        node_cpus: cores of each node.
+        workers: number of workers.
+
+    """
+    fitting = [n for n in range(1, max(node_cpus) + 1) if sum(cpus // n for cpus in node_cpus) >= workers]
+    return max(fitting, default=1)
 
 
 def _release() -> None:

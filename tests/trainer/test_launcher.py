@@ -15,7 +15,7 @@ from llmdistill.config.student import FromTeacherConfig
 from llmdistill.errors import DataError
 from llmdistill.student.creation import create_from_teacher
 from llmdistill.trainer.checkpoint import latest_checkpoint
-from llmdistill.trainer.launcher import launch
+from llmdistill.trainer.launcher import cores_per_worker, launch
 from llmdistill.trainer.metrics import read_metrics
 from llmdistill.trainer.torchrun import is_worker, process_group
 from tests.helpers import make_cache
@@ -76,3 +76,11 @@ def test_a_launcher_of_another_size_is_told(monkeypatch: pytest.MonkeyPatch, tmp
     train = job_for(tmp_path, tmp_path, tmp_path).train
     with pytest.raises(Exception, match=r"4 processes were launched, and train\.workers is 2"), process_group(train):
         pass
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "cores"),
+    [([2, 2], 1, 2), ([8], 2, 4), ([8], 3, 2), ([2, 2], 2, 2), ([8, 2], 3, 2), ([8, 2], 4, 2), ([4, 4, 1], 9, 1)],
+)
+def test_a_worker_never_asks_for_more_cores_than_a_node_has(cpus: list[int], workers: int, cores: int) -> None:
+    assert cores_per_worker(cpus, workers) == cores
