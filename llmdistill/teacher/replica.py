@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,7 +51,6 @@ class Replica:
         cache: folder of the cache.
         spec: what is captured.
         compression: of the shards.
-        cores: CPU cores of this replica; empty on GPUs.
         make_filter: makes what drops responses, in the replica's process.
 
     """
@@ -63,23 +61,25 @@ class Replica:
         cache: Path,
         spec: CaptureSpec,
         compression: Compression,
-        cores: tuple[int, ...],
         make_filter: FilterFactory | None = None,
     ) -> None:
         # What these raise must reach the driver as it is, and a constructor's errors do not.
-        self._make_engine = functools.partial(make_engine, cores)
+        self._make_engine = make_engine
         self._make_filter = make_filter
         self._cache = cache
         self._spec = spec
         self._compression = compression
 
-    async def start(self) -> str:
-        """Load the engine; returns the id of the node."""
+    async def node(self) -> str:
+        """Id of the node that it was placed on."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    async def start(self, cores: tuple[int, ...]) -> None:
+        """Load the engine on these cores of the node; on its GPUs where there are none."""
         self._metrics = ReplicaMetrics()
         self._filter = None if self._make_filter is None else self._make_filter()
-        self._engine = self._make_engine()
+        self._engine = self._make_engine(cores)
         await self._engine.start()
-        return str(ray.get_runtime_context().get_node_id())
 
     async def run_unit(self, requests: Sequence[Request]) -> UnitResult:
         """Answer all requests of a unit and commit them as one shard.
