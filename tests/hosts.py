@@ -45,14 +45,7 @@ class Hosts:
 
     def cut_off(self, host: str) -> None:
         """Take the host's cable away: nothing reaches it, and nothing says so."""
-        self._cable(host, "down")
-
-    def plug_in(self, host: str) -> None:
-        """Put the cable back."""
-        self._cable(host, "up")
-
-    def _cable(self, host: str, state: str) -> None:
-        _ip("-n", f"{self.prefix}{self.names[0]}", "link", "set", f"v{self.names.index(host)}", state)
+        _ip("-n", f"{self.prefix}{self.names[0]}", "link", "set", f"v{self.names.index(host)}", "down")
 
     def share_token(self, *hosts: str) -> None:
         """Make a token of Ray on the first host and copy it to others: the operator's way, one file to every host."""

@@ -138,6 +138,8 @@ class _Handle:
     actor: Any
     limit: int
     """Units that it may hold at once."""
+    nodes_lost: int
+    """Nodes that the cluster had lost before it was asked for."""
     node: str = ""
     """Where it runs; unknown until Ray has placed it."""
     cores: tuple[int, ...] = ()
@@ -222,7 +224,7 @@ class _Fleet:
     def _start_replica(self, index: int) -> None:
         options = placement.actor_options(self._teacher, self._nodes)
         actor: Any = ray.remote(Replica).options(**options).remote(*self._arguments, self._make_filter)
-        handle = self._handles[index] = _Handle(index, actor, self._limits[index])
+        handle = self._handles[index] = _Handle(index, actor, self._limits[index], placement.nodes_lost())
         # Ray may wait for as long as others use the cluster; the replicas that have a place work meanwhile.
         self._calls[actor.node.remote()] = _Call(handle, None, math.inf)
 
@@ -256,11 +258,12 @@ class _Fleet:
     def _lose(self, call: _Call, reason: str) -> None:
         """A replica is dead, hangs, or returned something impossible: take back what it had, and start another."""
         handle = call.handle
-        if handle.node and handle.node not in placement.living_nodes():
+        # One that was on its way to a node cannot say to which.
+        if handle.node not in placement.living_nodes() if handle.node else placement.nodes_lost() > handle.nodes_lost:
             self._lose_node(handle)
             return
         self._forget(handle)
-        self.report.restarts += 1
+        self.report.deaths.append(reason)
         if call.unit is None:
             self._failed_starts += 1
             if self._failed_starts >= MAX_FAILED_STARTS:
@@ -280,7 +283,7 @@ class _Fleet:
     def _lose_node(self, handle: _Handle) -> None:
         self._forget(handle)
         self.dispatcher.returned(handle.index)
-        self.report.lost += 1
+        self.report.lost += bool(handle.node)
 
     def _forget(self, handle: _Handle) -> None:
         self._calls = {key: other for key, other in self._calls.items() if other.handle is not handle}

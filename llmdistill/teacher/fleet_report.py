@@ -19,8 +19,8 @@ class FleetReport:
     tokens: int = 0
     rows: int = 0
     bytes: int = 0
-    restarts: int = 0
-    """Engines or replicas that died or hung and were replaced."""
+    deaths: list[str] = field(default_factory=list)
+    """Why engines or replicas were replaced: they died or hung."""
     lost: int = 0
     """Replicas that went with their nodes."""
     seconds: float = 0.0
@@ -32,6 +32,11 @@ class FleetReport:
     passed_over: list[PassedOver] = field(default_factory=list)
     """What later calls must not ask again."""
     tokens_of_replica: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
+
+    @property
+    def restarts(self) -> int:
+        """Engines or replicas that were replaced."""
+        return len(self.deaths)
 
     def add(self, replica: int, result: UnitResult, filters: str) -> None:
         """Count a finished unit; `filters` is the fingerprint of the filters."""

@@ -22,6 +22,11 @@ def living_nodes() -> Nodes:
     return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
+def nodes_lost() -> int:
+    """How many nodes the cluster has had and lost."""
+    return sum(not node["Alive"] for node in ray.nodes())
+
+
 def count_replicas(teacher: TeacherConfig, units: int) -> int:
     """Replicas to start on the connected cluster, never more than there are work units.
 

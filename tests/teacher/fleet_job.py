@@ -67,6 +67,7 @@ def main() -> None:
         report = run_fleet(REQUESTS, factory, TEACHER, folder / "cache", SPEC, lambda report: None)
     counts = {name: getattr(report, name) for name in ("records", "restarts", "lost")}
     (folder / "report.json").write_text(json.dumps({**counts, "rejected": len(report.rejected)}))
+    print(report.deaths)
 
 
 if __name__ == "__main__":

@@ -79,10 +79,10 @@ def test_each_record_once_whatever_happens_to_hosts(cluster: tuple[Hosts, Proces
     (tmp_path / "open").touch()
     assert job.wait(timeout=180) == 0, processes.output("job")[-3000:]
 
-    hosts.plug_in("b")
+    processes.kill("b")  # by itself it would look for the head for a long time
 
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report == {"records": 80, "restarts": 1, "lost": 1, "rejected": 0}
+    assert report == {"records": 80, "restarts": 1, "lost": 1, "rejected": 0}, processes.output("job")
     keys = [bytes(key) for shard in open_shards(tmp_path / "cache") for key in shard.stored("keys")]
     assert len(keys) == len(set(keys)) == len(REQUESTS)
     same = diff(calm_cache(tmp_path / "calm"), tmp_path / "cache")
