@@ -43,6 +43,15 @@ class Run:
 
         return resolve_teacher(self.config.teacher.model)
 
+    @functools.cached_property
+    def tokenizer_folder(self) -> Path:
+        """The teacher's configuration and tokenizer; its weights lie there, too, where no server has them."""
+        from llmdistill.teacher.source import locate_model
+
+        if self.config.teacher.server is None:
+            return self.teacher_folder
+        return locate_model(self.config.teacher.model, "teacher.model")
+
 
 BASELINE = "sft"
 """The baseline: the same student and steps, cross-entropy on the same responses only."""
@@ -60,7 +69,7 @@ def generate(run: Run) -> None:
     from llmdistill.teacher.fleet_report import FleetReport
 
     config = run.config
-    tokenizer = load_tokenizer(run.teacher_folder)
+    tokenizer = load_tokenizer(run.tokenizer_folder)
     spec = capture_spec(run, tokenizer)
     corpus = make_requests(read_prompts(config.prompts), tokenizer, config.prompts, config.teacher, spec)
     requests, rejected = corpus.requests, corpus.rejected
@@ -70,10 +79,11 @@ def generate(run: Run) -> None:
     already = len(requests) - len(pending)
     if pending:
         factory = functools.partial(
-            make_engine, run.teacher_folder, config.teacher, config.capture, len(tokenizer), tokenizer.eos_token_id
+            make_engine, run.tokenizer_folder, config.teacher, config.capture, len(tokenizer), tokenizer.eos_token_id
         )
         replicas = 1 if config.teacher.replicas == "auto" else config.teacher.replicas
-        needs: list[dict[str, float]] = [{"GPU": config.teacher.tensor_parallel, CAPTURE: SHARE}] * replicas
+        need = {"CPU": 1.0} if config.teacher.server else {"GPU": float(config.teacher.tensor_parallel)}
+        needs: list[dict[str, float]] = [{**need, CAPTURE: SHARE}] * replicas
         with Progress("generate", len(requests), "records", already) as progress, ray_cluster(config.cluster, needs):
 
             def show(report: FleetReport) -> None:
@@ -82,7 +92,7 @@ def generate(run: Run) -> None:
             report, compression = FleetReport(), config.capture.compression
             filters = config.teacher.filters
             chosen = filters != type(filters)()
-            make_filter = functools.partial(ResponseFilter, filters, run.teacher_folder) if chosen else None
+            make_filter = functools.partial(ResponseFilter, filters, run.tokenizer_folder) if chosen else None
             try:
                 run_fleet(
                     pending,
@@ -109,15 +119,16 @@ def generate(run: Run) -> None:
 
 def capture_spec(run: Run, tokenizer: Any) -> Any:
     """The capture spec of a run's cache."""
-    from llmdistill.prompts.keys import model_fingerprint, tokenizer_fingerprint
+    from llmdistill.prompts.keys import model_fingerprint, served_fingerprint, tokenizer_fingerprint
     from llmdistill.types import CaptureSpec
 
     config = run.config
     sampling = config.teacher.sampling.model_dump(exclude={"samples", "seed"})
+    folder, served = run.tokenizer_folder, config.teacher.served_name
     return CaptureSpec(
         mode=config.prompts.mode,
         vocabulary_size=len(tokenizer),
-        teacher=model_fingerprint(run.teacher_folder),
+        teacher=served_fingerprint(folder, served) if config.teacher.server else model_fingerprint(folder),
         tokenizer=tokenizer_fingerprint(tokenizer),
         engine=config.teacher.engine,
         dtype=config.teacher.dtype,
@@ -240,7 +251,7 @@ def export(run: Run) -> None:
             raise DataError("there is no checkpoint", where=str(checkpoints), fix="run `llmdistill train` first")
         card = model_card(name, run.config, index)
         options = run.config.export if name == "student" else ExportConfig()
-        export_student(checkpoint, run.folder.untrained, folder, run.teacher_folder, card, options)
+        export_student(checkpoint, run.folder.untrained, folder, run.tokenizer_folder, card, options)
     student = run.folder.student
     say(f"export: {student} answers “What is the capital of France?” with “{write_sentence(student)}”")
     if run.config.export.verify_vllm:

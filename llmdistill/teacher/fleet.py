@@ -243,7 +243,7 @@ class _Fleet:
             if result not in self._nodes:
                 self._lose_node(handle)
                 return
-            if placement.resource(self._nodes) == "CPU":
+            if placement.resource(self._teacher, self._nodes) == "CPU":
                 taken = {core for other in self._handles.values() if other.node == result for core in other.cores}
                 handle.cores = placement.free_cores(self._teacher, self._nodes[result], taken)
             deadline = time.monotonic() + self._teacher.start_timeout_s
@@ -301,9 +301,10 @@ class _Fleet:
         for handle in [handle for handle in self._handles.values() if handle.node and handle.node not in self._nodes]:
             self._lose_node(handle)
         room = placement.room(self._teacher, self._nodes)
-        wanted = room if self._teacher.replicas == "auto" else min(room, self._teacher.replicas)
         starting = sum(not handle.ready for handle in self._handles.values())
-        for _ in range(min(wanted - len(self._handles), self.dispatcher.waiting() - starting)):
+        for _ in range(
+            min(placement.most(self._teacher, room) - len(self._handles), self.dispatcher.waiting() - starting)
+        ):
             if not drain.is_set():
                 self._start_replica(next(index for index in itertools.count() if index not in self._handles))
         if any(handle.node for handle in self._handles.values()):

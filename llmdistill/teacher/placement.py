@@ -35,8 +35,8 @@ def count_replicas(teacher: TeacherConfig, units: int) -> int:
 
     """
     nodes = living_nodes()
-    held, width, what = room(teacher, nodes), teacher.tensor_parallel, resource(nodes)
-    asked = max(held, 1) if teacher.replicas == "auto" else teacher.replicas
+    held, width, what = room(teacher, nodes), teacher.tensor_parallel, resource(teacher, nodes)
+    asked = max(most(teacher, held), 1) if teacher.replicas == "auto" else teacher.replicas
     fleet = f"the teacher fleet ({asked} × tensor_parallel {width})"
     require_resources(fleet, {what: asked * width}, _FIX)
     if held < asked:
@@ -49,19 +49,26 @@ def count_replicas(teacher: TeacherConfig, units: int) -> int:
 
 def room(teacher: TeacherConfig, nodes: Nodes) -> int:
     """Replicas that these nodes hold; none lies across nodes."""
-    what = resource(nodes)
+    what = resource(teacher, nodes)
     return sum(int(node.get(what, 0)) // teacher.tensor_parallel for node in nodes.values())
 
 
-def resource(nodes: Nodes) -> str:
-    """What replicas run on: `GPU` wherever the cluster has any, else `CPU`."""
-    return "GPU" if any(node.get("GPU", 0) for node in nodes.values()) else "CPU"
+def most(teacher: TeacherConfig, held: int) -> int:
+    """Replicas that are to run where there is room for `held`."""
+    if teacher.replicas == "auto":
+        return min(held, 1) if teacher.engine == "openai" else held
+    return min(held, teacher.replicas)
+
+
+def resource(teacher: TeacherConfig, nodes: Nodes) -> str:
+    """What replicas run on: `GPU` wherever the cluster has any, else `CPU`; `CPU` for those that ask a server."""
+    return "GPU" if teacher.engine != "openai" and any(node.get("GPU", 0) for node in nodes.values()) else "CPU"
 
 
 def actor_options(teacher: TeacherConfig, nodes: Nodes) -> dict[str, Any]:
     """What a replica asks Ray for."""
     width = teacher.tensor_parallel
-    return {"num_gpus": width, "num_cpus": 1} if resource(nodes) == "GPU" else {"num_cpus": width}
+    return {"num_gpus": width, "num_cpus": 1} if resource(teacher, nodes) == "GPU" else {"num_cpus": width}
 
 
 def free_cores(teacher: TeacherConfig, node: Mapping[str, float], taken: Collection[int]) -> tuple[int, ...]:

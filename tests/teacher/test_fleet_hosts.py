@@ -17,6 +17,7 @@ from llmdistill.cache.diff import diff
 from llmdistill.cache.index import open_shards, shard_folder
 from llmdistill.cache.shard import write_shard
 from tests.hosts import Hosts, make_hosts
+from tests.launch.makers import write_run
 from tests.processes import Processes
 from tests.teacher.fleet_job import REQUESTS, SPEC, GatedEngine
 
@@ -27,12 +28,12 @@ HEALTH = {"period_ms": "1000", "timeout_ms": "3000", "failure_threshold": "4", "
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hosts, Processes]]:
-    """Ray's head without a core for replicas, a worker host with one, and two more hosts where Ray does not run yet."""
+    """Ray's head without a core for replicas, a worker host with one, and hosts without Ray."""
     settings = {"RAY_AUTH_MODE": "token", "PYTHONPATH": str(ROOT)}
     settings |= {f"RAY_health_check_{name}": value for name, value in HEALTH.items()}
     folder = tmp_path_factory.mktemp("fleet_hosts")
-    with make_hosts(folder, ("h", "a", "b", "c"), settings) as (hosts, processes):
-        hosts.share_token("a", "b", "c")
+    with make_hosts(folder, ("h", "a", "b", "c", "d"), settings) as (hosts, processes):
+        hosts.share_token("a", "b", "c", "d")
         processes.start_ray("h", *hosts.ray_node("h", "--num-cpus=0", "--include-dashboard=false"))
         join(hosts, processes, "a")
         yield hosts, processes
@@ -87,3 +88,19 @@ def test_each_record_once_whatever_happens_to_hosts(cluster: tuple[Hosts, Proces
     assert len(keys) == len(set(keys)) == len(REQUESTS)
     same = diff(calm_cache(tmp_path / "calm"), tmp_path / "cache")
     assert same["equal"], same
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_vllm_on_two_hosts(cluster: tuple[Hosts, Processes], tiny_teacher: Path, tmp_path: Path) -> None:
+    """The command itself on the head, which has no core for engines."""
+    hosts, processes = cluster
+    join(hosts, processes, "d")
+    address = f"{hosts.address('h')}:6379"
+    config = write_run(tmp_path, tiny_teacher, {"address": address})
+    small = ["prompts.sources.0.limit=16", "teacher.engine=vllm", "teacher.replicas=2", "capture.kind=head_tail"]
+    command = [sys.executable, "-m", "llmdistill", "generate", config, *small]
+    job = processes.start("generate", *hosts.at("h", *command), HF_HUB_OFFLINE="1")
+    assert job.wait(timeout=500) == 0, processes.output("generate")[-3000:]
+    shards = [(shard.summary.records, shard.spec.engine) for shard in open_shards(tmp_path / "run" / "cache")]
+    assert shards == [(4, "vllm")] * 4
