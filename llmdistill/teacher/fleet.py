@@ -21,7 +21,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from llmdistill.teacher.dispatch import Dispatcher, Unit
 from llmdistill.teacher.draining import drain_on_sigterm
 from llmdistill.teacher.filters import fingerprint
 from llmdistill.teacher.fleet_report import FleetReport
+from llmdistill.teacher.metrics import FleetMetrics
 from llmdistill.teacher.passed_over import read_passed_over, write_passed_over
 from llmdistill.teacher.replica import EngineFactory, FilterFactory, Replica
 from llmdistill.types import CaptureSpec, Request
@@ -156,6 +157,7 @@ class _Call:
     unit: Unit | None
     """None: to come into being, or to start its engine."""
     deadline: float
+    started: float = field(default_factory=time.monotonic)
 
 
 class _Fleet:
@@ -168,6 +170,7 @@ class _Fleet:
         make_filter: FilterFactory | None = None,
     ) -> None:
         self.report = report
+        self._metrics = FleetMetrics()
         self.dispatcher = dispatcher
         self._arguments = arguments
         self._make_filter = make_filter
@@ -233,6 +236,7 @@ class _Fleet:
         if call.unit is not None:
             self.dispatcher.finished(handle.index, call.unit)
             self.report.add(handle.index, result, self._filters)
+            self._metrics.add(handle.index, result, time.monotonic() - call.started)
         elif handle.node:
             handle.ready = True
             self._failed_starts = 0
@@ -264,12 +268,14 @@ class _Fleet:
             return
         self._forget(handle)
         self.report.deaths.append(reason)
+        self._metrics.count("restarts", handle.index)
         if call.unit is None:
             self._failed_starts += 1
             if self._failed_starts >= MAX_FAILED_STARTS:
                 raise EngineError(f"{MAX_FAILED_STARTS} engines in a row did not start; the last one: {reason}")
         for request in self.dispatcher.died(handle.index):
             self.report.quarantine(request, reason)
+            self._metrics.count("rejected", handle.index)
         if self.dispatcher.deaths_in_a_row > self.dispatcher.deaths_allowed:
             raise EngineError(
                 f"{self.dispatcher.deaths_in_a_row} engines died one after the other and nothing was finished between;"
@@ -283,7 +289,9 @@ class _Fleet:
     def _lose_node(self, handle: _Handle) -> None:
         self._forget(handle)
         self.dispatcher.returned(handle.index)
-        self.report.lost += bool(handle.node)
+        if handle.node:
+            self.report.lost += 1
+            self._metrics.count("replicas_lost", handle.index)
 
     def _forget(self, handle: _Handle) -> None:
         self._calls = {key: other for key, other in self._calls.items() if other.handle is not handle}

@@ -55,6 +55,21 @@ class FleetReport:
         self.rejected.append(row)
         self.passed_over.append(PassedOver(request.key, row))
 
+    def figures(self) -> dict[str, int | float]:
+        """The counts so far; `tokens_per_second` is since the first replica was ready."""
+        return {
+            "records": self.records,
+            "tokens": self.tokens,
+            "rows": self.rows,
+            "bytes": self.bytes,
+            "rejected": len(self.rejected),
+            "filtered": len(self.filtered),
+            "restarts": self.restarts,
+            "replicas_lost": self.lost,
+            "seconds": round(self.seconds, 3),
+            "tokens_per_second": round(self.tokens / self.seconds, 1) if self.seconds else 0.0,
+        }
+
     def note(self) -> str:
         """Figures for the progress line."""
         if not self.seconds:
