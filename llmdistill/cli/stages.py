@@ -105,7 +105,8 @@ def _ask_teacher(
     chosen = teacher.filters != type(teacher.filters)()
     make_filter = functools.partial(ResponseFilter, teacher.filters, folder) if chosen else None
     need = {"CPU": 1.0} if teacher.server else {"GPU": float(teacher.tensor_parallel)}
-    needs: list[dict[str, float]] = [{**need, CAPTURE: SHARE}] * (1 if teacher.replicas == "auto" else teacher.replicas)
+    count = (1 if teacher.replicas == "auto" else teacher.replicas) * teacher.pipeline_parallel
+    needs: list[dict[str, float]] = [{**need, CAPTURE: SHARE}] * count
     already, lines = total - len(pending), MetricsLines(run.folder.metrics)
     with Progress("generate", total, "records", already) as progress, ray_cluster(run.config.cluster, needs):
 

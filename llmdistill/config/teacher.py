@@ -64,7 +64,10 @@ class TeacherConfig(Section):
     """`auto`: as many as the cluster's GPUs hold, or one a core where there is none, also on nodes that join later; one
     for `openai`."""
     tensor_parallel: PositiveInt = 1
-    """GPUs (or, without GPUs, cores) per replica."""
+    """GPUs (or, without GPUs, cores) of one node per replica, or per stage of one."""
+    pipeline_parallel: PositiveInt = 1
+    """Stages of a replica, each on a node of its own: for a teacher that the GPUs of no node hold. `vllm` on GPUs
+    only."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Precision of the forward pass. Log-probabilities are computed in float32 from its logits."""
     max_model_len: PositiveInt = 2048
@@ -87,6 +90,12 @@ class TeacherConfig(Section):
     """Used in `generate` mode."""
     filters: FiltersConfig = FiltersConfig()
     """Which responses are kept, in `generate` mode."""
+
+    @model_validator(mode="after")
+    def _stages_of_vllm(self) -> Self:
+        if self.pipeline_parallel > 1 and self.engine != "vllm":
+            raise ValueError(f"pipeline_parallel: the {self.engine} engine has no stages; use 1, or engine: vllm")
+        return self
 
     @property
     def served_name(self) -> str:

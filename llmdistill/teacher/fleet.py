@@ -19,7 +19,7 @@ import itertools
 import math
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,12 +38,14 @@ from llmdistill.teacher.filters import fingerprint
 from llmdistill.teacher.fleet_report import FleetReport
 from llmdistill.teacher.metrics import FleetMetrics
 from llmdistill.teacher.passed_over import read_passed_over, write_passed_over
+from llmdistill.teacher.placement import Place
 from llmdistill.teacher.replica import EngineFactory, FilterFactory, Replica
 from llmdistill.types import CaptureSpec, Request
 
 MAX_FAILED_STARTS = 3
 """Engines in a row that do not even start."""
 
+_LONGEST_REASON = 300
 _POLL_SECONDS = 1.0
 _NODE_SECONDS = 60.0
 """How long a fleet without any replica waits for a node."""
@@ -141,12 +143,22 @@ class _Handle:
     """Units that it may hold at once."""
     nodes_lost: int
     """Nodes that the cluster had lost before it was asked for."""
+    place: Place
     node: str = ""
     """Where it runs; unknown until Ray has placed it."""
     cores: tuple[int, ...] = ()
     """Of that node; none on GPUs."""
     ready: bool = False
     """Its engine is loaded."""
+
+    def lacks(self, nodes: placement.Nodes) -> bool:
+        """Is it, or a stage of it, on a node that is not among these?"""
+        return any(node not in nodes for node in (self.node, *self.place.stages) if node)
+
+    def kill(self) -> None:
+        ray.kill(self.actor)
+        if self.place.group is not None:
+            ray.util.remove_placement_group(self.place.group)
 
 
 @dataclass
@@ -222,12 +234,16 @@ class _Fleet:
         stopping = [handle.actor.stop.remote() for handle in self._handles.values() if handle.ready]
         ray.wait(stopping, num_returns=len(stopping), timeout=20) if stopping else None
         for handle in self._handles.values():
-            ray.kill(handle.actor)
+            handle.kill()
 
     def _start_replica(self, index: int) -> None:
-        options = placement.actor_options(self._teacher, self._nodes)
-        actor: Any = ray.remote(Replica).options(**options).remote(*self._arguments, self._make_filter)
-        handle = self._handles[index] = _Handle(index, actor, self._limits[index], placement.nodes_lost())
+        taken = Counter(node for handle in self._handles.values() for node in handle.place.stages)
+        place = placement.find_place(self._teacher, self._nodes, taken)
+        if place is None:
+            return  # until the next look at the nodes
+        actor: Any = ray.remote(Replica).options(**place.options).remote(*self._arguments, self._make_filter)
+        handle = _Handle(index, actor, self._limits[index], placement.nodes_lost(), place)
+        self._handles[index] = handle
         # Ray may wait for as long as others use the cluster; the replicas that have a place work meanwhile.
         self._calls[actor.node.remote()] = _Call(handle, None, math.inf)
 
@@ -263,7 +279,8 @@ class _Fleet:
         """A replica is dead, hangs, or returned something impossible: take back what it had, and start another."""
         handle = call.handle
         # One that was on its way to a node cannot say to which.
-        if handle.node not in placement.living_nodes() if handle.node else placement.nodes_lost() > handle.nodes_lost:
+        on_its_way = not handle.node and placement.nodes_lost() > handle.nodes_lost
+        if on_its_way or handle.lacks(placement.living_nodes()):
             self._lose_node(handle)
             return
         self._forget(handle)
@@ -296,7 +313,7 @@ class _Fleet:
     def _forget(self, handle: _Handle) -> None:
         self._calls = {key: other for key, other in self._calls.items() if other.handle is not handle}
         del self._handles[handle.index]
-        ray.kill(handle.actor)
+        handle.kill()
 
     def _look_at_nodes(self, now: float, drain: threading.Event) -> None:
         """Take back what lost nodes had, and start replicas where there is room: nodes may join at any time.
@@ -306,7 +323,7 @@ class _Fleet:
 
         """
         self._looked, self._nodes = now, placement.living_nodes()
-        for handle in [handle for handle in self._handles.values() if handle.node and handle.node not in self._nodes]:
+        for handle in [handle for handle in self._handles.values() if handle.lacks(self._nodes)]:
             self._lose_node(handle)
         room = placement.room(self._teacher, self._nodes)
         starting = sum(not handle.ready for handle in self._handles.values())
@@ -339,5 +356,7 @@ def _reason(error: RayError) -> str:
     if isinstance(cause, EngineError):
         return str(cause)
     if isinstance(error, RayActorError):
-        return f"its process died ({str(error).splitlines()[0]})"
+        # Ray's first lines say that it died and which it was; then come a line or two that say why.
+        why = [line for line in str(error).splitlines()[1:] if line and not line.startswith("\t")]
+        return f"its process died ({' '.join(why)[:_LONGEST_REASON] or error})"
     return f"{type(cause or error).__name__}: {str(cause or error).strip()}"
