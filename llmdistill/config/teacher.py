@@ -97,11 +97,6 @@ class TeacherConfig(Section):
             raise ValueError(f"pipeline_parallel: the {self.engine} engine has no stages; use 1, or engine: vllm")
         return self
 
-    @property
-    def served_name(self) -> str:
-        """What a server calls the model."""
-        return (self.server.model if self.server else None) or self.model
-
     @model_validator(mode="after")
     def _server_where_it_is_asked(self) -> Self:
         if (self.engine == "openai") != (self.server is not None):
@@ -109,3 +104,8 @@ class TeacherConfig(Section):
         if self.engine == "openai" and self.tensor_parallel > 1:
             raise ValueError("tensor_parallel is a matter of the server's own command with engine: openai")
         return self
+
+    @property
+    def served_name(self) -> str:
+        """What a server calls the model."""
+        return (self.server.model if self.server else None) or self.model

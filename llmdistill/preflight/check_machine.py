@@ -121,7 +121,11 @@ def check_memory(
         return []  # only this machine's memory is known
     training = training_memory(config, student, student_shape, config.train.zero_stage)
     if machine.gpus:
-        return [_gpu_teacher(config, machine, teacher), _gpu_training(config, machine, training.total)]
+        served = config.teacher.engine == "openai"
+        return [
+            *([] if served else [_gpu_teacher(config, machine, teacher)]),
+            _gpu_training(config, machine, training.total),
+        ]
     width = config.teacher.tensor_parallel
     replicas = max(machine.cpus // width, 1) if config.teacher.replicas == "auto" else config.teacher.replicas
     replica = teacher_memory(config, teacher, 1)

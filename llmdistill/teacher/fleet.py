@@ -327,9 +327,8 @@ class _Fleet:
             self._lose_node(handle)
         room = placement.room(self._teacher, self._nodes)
         starting = sum(not handle.ready for handle in self._handles.values())
-        for _ in range(
-            min(placement.most(self._teacher, room) - len(self._handles), self.dispatcher.waiting() - starting)
-        ):
+        missing = placement.most(self._teacher, room) - len(self._handles)
+        for _ in range(min(missing, self.dispatcher.waiting() - starting)):
             if not drain.is_set():
                 self._start_replica(next(index for index in itertools.count() if index not in self._handles))
         if any(handle.node for handle in self._handles.values()):

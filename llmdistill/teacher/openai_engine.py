@@ -151,7 +151,7 @@ class OpenAIEngine:
         (choice,) = answer["choices"]
         returned = choice.get("prompt_token_ids")
         if returned is None:
-            raise EngineError("the server returns no token ids; it must be vLLM 0.10.2 or later", self._server.base_url)
+            raise EngineError("the server returns no token ids: it is no vLLM, or too old a one", self._server.base_url)
         if returned != list(request.token_ids):
             raise EngineError("the server answered another prompt than the one sent", where=request.source)
         return dict(choice)
