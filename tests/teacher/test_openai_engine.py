@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import shutil
 import sys
 import threading
 import time
@@ -17,12 +18,15 @@ import numpy as np
 import pytest
 
 from llmdistill.cache.index import committed_keys
+from llmdistill.cli.stages import Run, capture_spec
 from llmdistill.cluster import ray_cluster
 from llmdistill.config.capture import CaptureConfig
 from llmdistill.config.cluster import ClusterConfig
 from llmdistill.config.load import load_config
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.errors import ConfigError, EngineError
+from llmdistill.observe.run_folder import RunFolder
+from llmdistill.prompts.render import load_tokenizer
 from llmdistill.teacher.engines import make_engine
 from llmdistill.teacher.fleet import run_fleet
 from llmdistill.teacher.openai_engine import OpenAIEngine
@@ -30,6 +34,7 @@ from llmdistill.types import CaptureSpec, Record, Request, TopKRows
 from tests.processes import Processes
 from tests.test_cluster import free_port
 
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 VOCABULARY, TOP_K = 49152, 16
 KEY = "secret-of-the-test"
 REQUESTS = [Request(n.to_bytes(16, "big"), tuple(range(40 + n, 60 + 2 * n)), f"a:{n}", seed=n) for n in range(6)]
@@ -213,9 +218,25 @@ def test_a_key_that_is_not_there_and_a_server_that_never_answers(
     ],
 )
 def test_settings_that_no_server_can_fulfil_are_refused(overrides: list[str], message: str) -> None:
-    config = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
     server = ["teacher.engine=openai", "teacher.server={base_url: 'http://host/v1'}", "capture.kind=top_k"]
     server += ["capture.temperatures=[]", "objectives=[{type: forward_kl}]"]
-    assert load_config(config, server).teacher.served_name
+    assert load_config(QUICKSTART, server).teacher.served_name
     with pytest.raises(ConfigError, match=message):
-        load_config(config, [*server, *overrides])
+        load_config(QUICKSTART, [*server, *overrides])
+
+
+def test_weights_behind_a_server_need_not_be_here(tiny_teacher: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "without_weights"
+    shutil.copytree(tiny_teacher, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    tokenizer = load_tokenizer(folder)
+
+    def spec(name: str) -> CaptureSpec:
+        overrides = [f"teacher.model={folder}", "teacher.engine=openai", "objectives=[{type: forward_kl}]"]
+        overrides += [f"teacher.server={{base_url: 'http://host/v1', model: {name}}}", "capture={kind: top_k}"]
+        run = Run(load_config(QUICKSTART, overrides), RunFolder(tmp_path))
+        assert run.tokenizer_folder == folder
+        return capture_spec(run, tokenizer)
+
+    assert spec("one") == spec("one")
+    assert spec("one").engine == "openai"
+    assert spec("one").teacher != spec("two").teacher
