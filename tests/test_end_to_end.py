@@ -93,7 +93,7 @@ def test_killed_in_generate_and_in_train_the_same_command_finishes(tiny_teacher:
     assert keys(run) == keys(calm)
 
     steps = [
-        line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if line["model"] == "student"
+        line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if line.get("model") == "student"
     ]
     assert [line["step"] for line in steps] == list(range(1, steps[-1]["total_steps"] + 1))
     evaluation = json.loads((run / "evaluation.json").read_text())
