@@ -122,7 +122,7 @@ def measure_fleet(folder: Path, capture: CaptureConfig, count: int, rounds: int)
     fleet = _Fleet(FleetReport(), Dispatcher([], 1), teacher, (factory, folder / "cache", spec, "none"))
     fleet.start(2)
     never = threading.Event()
-    while len([handle for handle in fleet._handles.values() if handle.node]) < 2:
+    while len([handle for handle in fleet._handles.values() if handle.ready]) < 2:
         fleet.wait(never)
 
     def commit(requests: list[Request], replicas: int) -> float:
@@ -189,8 +189,8 @@ def measure_front_end(folder: Path, capture: CaptureConfig, tokens: int) -> dict
     spec = CaptureSpec("score", vocabulary_size=FRONT_END_VOCABULARY, teacher="", tokenizer="", engine="vllm",
                        dtype="bfloat16", **capture.spec_fields())  # fmt: skip
     factory = functools.partial(make_engine, model, teacher, capture, FRONT_END_VOCABULARY, 2)
-    actor: Any = ray.remote(FrontEnd).options(num_cpus=1).remote(factory, folder / "front", spec, "none", (0,))
-    ray.get(actor.start.remote())
+    actor: Any = ray.remote(FrontEnd).options(num_cpus=1).remote(factory, folder / "front", spec, "none")
+    ray.get(actor.start.remote((0,)))
     used = []
     for round_ in range(2):
         units = -(-tokens // (8 * SCORED))

@@ -178,7 +178,7 @@ class CaptureSpec:
     tokenizer: str
     """Fingerprint of vocabulary, added tokens and chat template."""
     engine: str
-    """`vllm`, `huggingface` or `fake`."""
+    """`vllm`, `huggingface`, `openai` (a server) or `fake`."""
     dtype: str
     """Precision of the teacher's forward pass."""
     sampling: dict[str, float | int] = field(default_factory=dict)

@@ -92,9 +92,8 @@ def test_killed_in_generate_and_in_train_the_same_command_finishes(tiny_teacher:
     assert "generate: finished before" in finished.stderr
     assert keys(run) == keys(calm)
 
-    steps = [
-        line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if line["model"] == "student"
-    ]
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    steps = [line for line in lines if line.get("model") == "student"]
     assert [line["step"] for line in steps] == list(range(1, steps[-1]["total_steps"] + 1))
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert evaluation["held_out_records"] == len(CacheReader(run / "cache").split(0.2)[1])

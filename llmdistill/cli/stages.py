@@ -9,7 +9,7 @@ import contextlib
 import functools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,9 @@ from llmdistill.observe.progress import Progress
 from llmdistill.observe.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from llmdistill.teacher.fleet_report import FleetReport
     from llmdistill.trainer.job import TrainJob
+    from llmdistill.types import CaptureSpec, Request
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,15 @@ class Run:
 
         return resolve_teacher(self.config.teacher.model)
 
+    @functools.cached_property
+    def tokenizer_folder(self) -> Path:
+        """The teacher's configuration and tokenizer; its weights lie there, too, where no server has them."""
+        from llmdistill.teacher.source import locate_model
+
+        if self.config.teacher.server is None:
+            return self.teacher_folder
+        return locate_model(self.config.teacher.model, "teacher.model")
+
 
 BASELINE = "sft"
 """The baseline: the same student and steps, cross-entropy on the same responses only."""
@@ -54,51 +65,25 @@ def generate(run: Run) -> None:
     from llmdistill.prompts.rejects import counts_by_kind, write_rejected
     from llmdistill.prompts.render import load_tokenizer
     from llmdistill.prompts.requests import make_requests
-    from llmdistill.teacher.engines import make_engine
-    from llmdistill.teacher.filters import ResponseFilter
-    from llmdistill.teacher.fleet import run_fleet
     from llmdistill.teacher.fleet_report import FleetReport
 
     config = run.config
-    tokenizer = load_tokenizer(run.teacher_folder)
+    tokenizer = load_tokenizer(run.tokenizer_folder)
     spec = capture_spec(run, tokenizer)
     corpus = make_requests(read_prompts(config.prompts), tokenizer, config.prompts, config.teacher, spec)
     requests, rejected = corpus.requests, corpus.rejected
     write_rejected(run.folder.rejected, rejected)
     done = committed_keys(run.folder.cache, spec)
     pending = [request for request in requests if request.key not in done]
-    already = len(requests) - len(pending)
+    report = FleetReport()
     if pending:
-        factory = functools.partial(
-            make_engine, run.teacher_folder, config.teacher, config.capture, len(tokenizer), tokenizer.eos_token_id
-        )
-        replicas = 1 if config.teacher.replicas == "auto" else config.teacher.replicas
-        needs: list[dict[str, float]] = [{"GPU": config.teacher.tensor_parallel, CAPTURE: SHARE}] * replicas
-        with Progress("generate", len(requests), "records", already) as progress, ray_cluster(config.cluster, needs):
-
-            def show(report: FleetReport) -> None:
-                progress.update(already + report.records, report.note())
-
-            report, compression = FleetReport(), config.capture.compression
-            filters = config.teacher.filters
-            chosen = filters != type(filters)()
-            make_filter = functools.partial(ResponseFilter, filters, run.teacher_folder) if chosen else None
-            try:
-                run_fleet(
-                    pending,
-                    factory,
-                    config.teacher,
-                    run.folder.cache,
-                    spec,
-                    show,
-                    compression,
-                    len(requests),
-                    report,
-                    make_filter,
-                )
-            finally:
-                rejected = rejected + report.rejected + report.filtered
-                write_rejected(run.folder.rejected, rejected)
+        try:
+            _ask_teacher(run, tokenizer, spec, pending, len(requests), report)
+        finally:
+            rejected = rejected + report.rejected + report.filtered
+            write_rejected(run.folder.rejected, rejected)
+        if report.deaths:
+            say(f"generate: engines were restarted {report.restarts} times; the last one: {report.deaths[-1]}")
     write_index(run.folder.cache)
     for change, count in corpus.changes.most_common():
         say(f"generate: {count} rows: {change}")
@@ -107,17 +92,47 @@ def generate(run: Run) -> None:
         say(f"generate: {len(rejected)} rows were not used ({counts}), see {run.folder.rejected}")
 
 
+def _ask_teacher(
+    run: Run, tokenizer: Any, spec: CaptureSpec, pending: Sequence[Request], total: int, report: FleetReport
+) -> None:
+    from llmdistill.teacher.engines import make_engine
+    from llmdistill.teacher.filters import ResponseFilter
+    from llmdistill.teacher.fleet import run_fleet
+    from llmdistill.teacher.metrics import MetricsLines
+
+    teacher, capture, folder = run.config.teacher, run.config.capture, run.tokenizer_folder
+    factory = functools.partial(make_engine, folder, teacher, capture, len(tokenizer), tokenizer.eos_token_id)
+    chosen = teacher.filters != type(teacher.filters)()
+    make_filter = functools.partial(ResponseFilter, teacher.filters, folder) if chosen else None
+    need = {"CPU": 1.0} if teacher.server else {"GPU": float(teacher.tensor_parallel)}
+    count = (1 if teacher.replicas == "auto" else teacher.replicas) * teacher.pipeline_parallel
+    needs: list[dict[str, float]] = [{**need, CAPTURE: SHARE}] * count
+    already, lines = total - len(pending), MetricsLines(run.folder.metrics)
+    with Progress("generate", total, "records", already) as progress, ray_cluster(run.config.cluster, needs):
+
+        def show(report: FleetReport) -> None:
+            progress.update(already + report.records, report.note())
+            lines.write(report)
+
+        cache, compression = run.folder.cache, capture.compression
+        try:
+            run_fleet(pending, factory, teacher, cache, spec, show, compression, total, report, make_filter)
+        finally:
+            lines.write(report, last=True)
+
+
 def capture_spec(run: Run, tokenizer: Any) -> Any:
     """The capture spec of a run's cache."""
-    from llmdistill.prompts.keys import model_fingerprint, tokenizer_fingerprint
+    from llmdistill.prompts.keys import model_fingerprint, served_fingerprint, tokenizer_fingerprint
     from llmdistill.types import CaptureSpec
 
     config = run.config
     sampling = config.teacher.sampling.model_dump(exclude={"samples", "seed"})
+    folder, served = run.tokenizer_folder, config.teacher.served_name
     return CaptureSpec(
         mode=config.prompts.mode,
         vocabulary_size=len(tokenizer),
-        teacher=model_fingerprint(run.teacher_folder),
+        teacher=served_fingerprint(folder, served) if config.teacher.server else model_fingerprint(folder),
         tokenizer=tokenizer_fingerprint(tokenizer),
         engine=config.teacher.engine,
         dtype=config.teacher.dtype,
@@ -240,7 +255,7 @@ def export(run: Run) -> None:
             raise DataError("there is no checkpoint", where=str(checkpoints), fix="run `llmdistill train` first")
         card = model_card(name, run.config, index)
         options = run.config.export if name == "student" else ExportConfig()
-        export_student(checkpoint, run.folder.untrained, folder, run.teacher_folder, card, options)
+        export_student(checkpoint, run.folder.untrained, folder, run.tokenizer_folder, card, options)
     student = run.folder.student
     say(f"export: {student} answers “What is the capital of France?” with “{write_sentence(student)}”")
     if run.config.export.verify_vllm:

@@ -69,6 +69,18 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_server_gives_top_k(self) -> Self:
+        temperatures = self.capture.spec_fields()["temperatures"]
+        if self.teacher.engine == "openai" and (self.capture.kind != "top_k" or temperatures):
+            wanted = f"kind: {self.capture.kind}" if self.capture.kind != "top_k" else f"temperatures: {temperatures}"
+            raise ValueError(
+                f"capture.{wanted}: a server gives the most likely tokens and their log-probabilities, and neither"
+                " samples of its distribution, statistics at other temperatures nor hidden states; use capture.kind:"
+                " top_k without temperatures, or teacher.engine: vllm or huggingface"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _objectives_are_captured(self) -> Self:
         sampling = self.teacher.sampling
         require_captured(

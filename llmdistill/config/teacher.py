@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from llmdistill.config.base import Section
 from llmdistill.config.filters import FiltersConfig
@@ -25,18 +26,48 @@ class SamplingConfig(Section):
     """Each request is seeded by a hash of this, its prompt and the number of its sample."""
 
 
+class ServerConfig(Section):
+    """A vLLM server that runs already, such as `vllm serve`, asked through its OpenAI-compatible interface."""
+
+    base_url: str
+    """Its address, such as `http://host:8000/v1`."""
+    model: str | None = None
+    """The name that the server has for the model (`--served-model-name`); without it, `teacher.model`."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key, on every node that a replica may run on."""
+    patience_s: NonNegativeInt = 600
+    """How long a request is tried again while the server is away or overloaded; then its replica counts as dead."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("base_url must be an address such as http://host:8000/v1")
+        if parts.username is not None or parts.password is not None or parts.query:
+            raise ValueError("base_url must hold no user, password or query; name the key's variable in api_key_env")
+        return value.rstrip("/")
+
+
 class TeacherConfig(Section):
     """The teacher and its replicas."""
 
     model: str
     """A Hugging Face folder, a hub id, a GGUF file, or the short name `smollm2-135m-instruct`."""
-    engine: Literal["vllm", "huggingface", "fake"] = "vllm"
-    """`huggingface` is transformers: slower, but it can keep hidden states. `fake` is a seeded random teacher without
-    weights, for tests of everything around it."""
+    engine: Literal["vllm", "huggingface", "openai", "fake"] = "vllm"
+    """`huggingface` is transformers: slower, but it can keep hidden states. `openai` asks a vLLM server that runs
+    already (`teacher.server`); `model` is then only its configuration and tokenizer. `fake` is a seeded random teacher
+    without weights, for tests of everything around it."""
+    server: ServerConfig | None = None
+    """Where the `openai` engine finds the teacher."""
     replicas: PositiveInt | Literal["auto"] = "auto"
-    """`auto`: as many as the cluster's GPUs hold, or one a core where there is none."""
+    """`auto`: as many as the cluster's GPUs hold, or one a core where there is none, also on nodes that join later; one
+    for `openai`."""
     tensor_parallel: PositiveInt = 1
-    """GPUs (or, without GPUs, cores) per replica."""
+    """GPUs (or, without GPUs, cores) of one node per replica, or per stage of one."""
+    pipeline_parallel: PositiveInt = 1
+    """Stages of a replica, each on a node of its own: for a teacher that the GPUs of no node hold. `vllm` on GPUs
+    only."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Precision of the forward pass. Log-probabilities are computed in float32 from its logits."""
     max_model_len: PositiveInt = 2048
@@ -59,3 +90,22 @@ class TeacherConfig(Section):
     """Used in `generate` mode."""
     filters: FiltersConfig = FiltersConfig()
     """Which responses are kept, in `generate` mode."""
+
+    @model_validator(mode="after")
+    def _stages_of_vllm(self) -> Self:
+        if self.pipeline_parallel > 1 and self.engine != "vllm":
+            raise ValueError(f"pipeline_parallel: the {self.engine} engine has no stages; use 1, or engine: vllm")
+        return self
+
+    @model_validator(mode="after")
+    def _server_where_it_is_asked(self) -> Self:
+        if (self.engine == "openai") != (self.server is not None):
+            raise ValueError("engine: openai and a section server belong together")
+        if self.engine == "openai" and self.tensor_parallel > 1:
+            raise ValueError("tensor_parallel is a matter of the server's own command with engine: openai")
+        return self
+
+    @property
+    def served_name(self) -> str:
+        """What a server calls the model."""
+        return (self.server.model if self.server else None) or self.model

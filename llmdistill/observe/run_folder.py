@@ -39,7 +39,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object per line and training step."""
+        """One JSON object per line: a training step, or the state of the teacher fleet."""
         return self.path / "metrics.jsonl"
 
     @property

@@ -121,7 +121,8 @@ def check_memory(
         return []  # only this machine's memory is known
     training = training_memory(config, student, student_shape, config.train.zero_stage)
     if machine.gpus:
-        return [_gpu_teacher(config, machine, teacher), _gpu_training(config, machine, training.total)]
+        found = [_gpu_training(config, machine, training.total)]
+        return found if config.teacher.server else [_gpu_teacher(config, machine, teacher), *found]
     width = config.teacher.tensor_parallel
     replicas = max(machine.cpus // width, 1) if config.teacher.replicas == "auto" else config.teacher.replicas
     replica = teacher_memory(config, teacher, 1)

@@ -53,6 +53,20 @@ def model_fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def served_fingerprint(folder: Path, name: str) -> str:
+    """Fingerprint of a model behind a server: its config.json and the server's name for it; the weights are not seen.
+
+    Raises:
+        DataError: the folder holds no config.
+
+    """
+    if not (folder / "config.json").is_file():
+        raise DataError("not a model folder: it needs config.json", where=str(folder))
+    digest = hashlib.blake2b((folder / "config.json").read_bytes(), digest_size=16)
+    digest.update(name.encode())
+    return digest.hexdigest()
+
+
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Fingerprint of everything that decides token ids: vocabulary, merges, added tokens and the chat template."""
     digest = hashlib.blake2b(digest_size=16)

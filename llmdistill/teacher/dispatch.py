@@ -57,6 +57,10 @@ class Dispatcher:
         """Is anything waiting or in flight?"""
         return bool(self._fresh or self._suspects or any(self._flying.values()))
 
+    def waiting(self) -> int:
+        """Units that nobody has."""
+        return len(self._fresh) + len(self._suspects)
+
     def flying(self, replica: int | None = None) -> int:
         """Units in flight, of one replica or of all."""
         return sum(map(len, self._flying.values())) if replica is None else len(self._flying[replica])

@@ -26,6 +26,10 @@ def make_engine(
         from llmdistill.teacher.huggingface_engine import HuggingFaceEngine
 
         return HuggingFaceEngine(folder, teacher, capture, vocabulary_size, end_token_id, cores)
+    if teacher.engine == "openai":
+        from llmdistill.teacher.openai_engine import OpenAIEngine
+
+        return OpenAIEngine(teacher, capture, vocabulary_size)
     from llmdistill.teacher.vllm_engine import VLLMEngine
 
     return VLLMEngine(folder, teacher, capture, vocabulary_size, cores)

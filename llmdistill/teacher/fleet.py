@@ -6,6 +6,7 @@ What can fail, and what happens then:
     an engine dies, hangs or errs   its replica is started anew with half as many units at once; its units are suspects
     a request kills engines         it is found by halving (see dispatch.py), quarantined and never asked again
     a node goes                     its units are given to others; the job goes on with the replicas that are left
+    a node joins                    it gets replicas, as long as units wait and fewer than teacher.replicas run
     an engine does not start        three in a row end the job; so do more deaths in a row than a search needs
     SIGTERM                         units in flight are finished, then the job ends and says how to continue
 
@@ -14,10 +15,13 @@ Committed units stay in every case, and the same call continues.
 
 from __future__ import annotations
 
+import itertools
+import math
 import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,43 +29,27 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from llmdistill.cache.shard import Compression
-from llmdistill.cluster import require_resources
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.errors import ClusterError, EngineError, LLMDistillError
+from llmdistill.teacher import placement
 from llmdistill.teacher.dispatch import Dispatcher, Unit
 from llmdistill.teacher.draining import drain_on_sigterm
 from llmdistill.teacher.filters import fingerprint
 from llmdistill.teacher.fleet_report import FleetReport
+from llmdistill.teacher.metrics import FleetMetrics
 from llmdistill.teacher.passed_over import read_passed_over, write_passed_over
+from llmdistill.teacher.placement import Place
 from llmdistill.teacher.replica import EngineFactory, FilterFactory, Replica
 from llmdistill.types import CaptureSpec, Request
 
 MAX_FAILED_STARTS = 3
 """Engines in a row that do not even start."""
 
+_LONGEST_REASON = 300
 _POLL_SECONDS = 1.0
 _NODE_SECONDS = 60.0
 """How long a fleet without any replica waits for a node."""
-_NO_CORES: tuple[int, ...] = ()
 _CONTINUE = "finished shards are kept; run the same command again to continue"
-
-
-def count_replicas(teacher: TeacherConfig, units: int) -> int:
-    """Replicas to start on the connected cluster, never more than there are work units.
-
-    Raises:
-        ClusterError: the cluster holds fewer than asked for.
-
-    """
-    resource = _resource()
-    available = int(ray.cluster_resources().get(resource, 0))
-    asked = max(available // teacher.tensor_parallel, 1) if teacher.replicas == "auto" else teacher.replicas
-    require_resources(
-        f"the teacher fleet ({asked} × tensor_parallel {teacher.tensor_parallel})",
-        {resource: asked * teacher.tensor_parallel},
-        fix="lower teacher.replicas or teacher.tensor_parallel, or use a larger cluster",
-    )
-    return max(min(asked, units), 1)
 
 
 def run_fleet(
@@ -110,7 +98,7 @@ def run_fleet(
     fleet = _Fleet(report, dispatcher, teacher, (make_engine, cache, spec, compression), make_filter)
     with drain_on_sigterm() as drain:
         try:
-            fleet.start(count_replicas(teacher, -(-len(requests) // teacher.requests_per_shard)))
+            fleet.start(placement.count_replicas(teacher, -(-len(requests) // teacher.requests_per_shard)))
             while fleet.busy(drain):
                 fleet.wait(drain)
                 on_progress(report)
@@ -153,8 +141,24 @@ class _Handle:
     actor: Any
     limit: int
     """Units that it may hold at once."""
+    nodes_lost: int
+    """Nodes that the cluster had lost before it was asked for."""
+    place: Place
     node: str = ""
-    """Where it runs; unknown until it is ready."""
+    """Where it runs; unknown until Ray has placed it."""
+    cores: tuple[int, ...] = ()
+    """Of that node; none on GPUs."""
+    ready: bool = False
+    """Its engine is loaded."""
+
+    def lacks(self, nodes: placement.Nodes) -> bool:
+        """Is it, or a stage of it, on a node that is not among these?"""
+        return any(node not in nodes for node in (self.node, *self.place.stages) if node)
+
+    def kill(self) -> None:
+        ray.kill(self.actor)
+        if self.place.group is not None:
+            ray.util.remove_placement_group(self.place.group)
 
 
 @dataclass
@@ -163,8 +167,9 @@ class _Call:
 
     handle: _Handle
     unit: Unit | None
-    """None: to start."""
+    """None: to come into being, or to start its engine."""
     deadline: float
+    started: float = field(default_factory=time.monotonic)
 
 
 class _Fleet:
@@ -177,6 +182,7 @@ class _Fleet:
         make_filter: FilterFactory | None = None,
     ) -> None:
         self.report = report
+        self._metrics = FleetMetrics()
         self.dispatcher = dispatcher
         self._arguments = arguments
         self._make_filter = make_filter
@@ -184,88 +190,109 @@ class _Fleet:
         self._teacher = teacher
         self._calls: dict[Any, _Call] = {}
         self._handles: dict[int, _Handle] = {}
-        self._limits: dict[int, int] = {}
+        self._limits: defaultdict[int, int] = defaultdict(lambda: teacher.units_in_flight)
         """Units at once by replica: those of its successor, too."""
         self._failed_starts = 0
         self._first_ready: float | None = None
-        self._empty_since: float | None = None
+        self._nodes = placement.living_nodes()
+        self._looked = self._at_work = time.monotonic()
+        """When the nodes were looked at, and when a replica was last known on one."""
 
     def start(self, replicas: int) -> None:
         for index in range(replicas):
-            self._limits[index] = self._teacher.units_in_flight
             self._start_replica(index)
 
     def busy(self, drain: threading.Event) -> bool:
         return self.dispatcher.flying() > 0 if drain.is_set() else self.dispatcher.busy()
 
     def wait(self, drain: threading.Event) -> None:
-        done, _ = ray.wait(list(self._calls), num_returns=1, timeout=_POLL_SECONDS) if self._calls else ([], [])
+        if self._calls:
+            done, _ = ray.wait(list(self._calls), num_returns=1, timeout=_POLL_SECONDS)
+        else:
+            done = []
+            time.sleep(_POLL_SECONDS)
         for reference in done:
             call = self._calls.pop(reference)
             try:
                 result = ray.get(reference)
             except RayError as error:
                 self._lose(call, _reason(error))
-                continue
-            if call.unit is None:
-                call.handle.node = result
-                self._failed_starts = 0
-                self._first_ready = self._first_ready or time.monotonic()
             else:
-                self.dispatcher.finished(call.handle.index, call.unit)
-                self.report.add(call.handle.index, result, self._filters)
+                self._answered(call, result)
         now = time.monotonic()
         for call in [call for call in self._calls.values() if call.deadline < now]:
             if call.handle in self._handles.values():
                 self._lose(call, "it gave no sign of life in time")
-        self._replace_lost()
+        if now - self._looked >= _POLL_SECONDS:
+            self._look_at_nodes(now, drain)
         if not drain.is_set():
             self._fill()
         if self._first_ready is not None:
             self.report.seconds = now - self._first_ready
 
     def stop(self) -> None:
-        stopping = [handle.actor.stop.remote() for handle in self._handles.values() if handle.node]
+        stopping = [handle.actor.stop.remote() for handle in self._handles.values() if handle.ready]
         ray.wait(stopping, num_returns=len(stopping), timeout=20) if stopping else None
         for handle in self._handles.values():
-            ray.kill(handle.actor)
+            handle.kill()
 
     def _start_replica(self, index: int) -> None:
-        width = self._teacher.tensor_parallel
-        if _resource() == "GPU":
-            options, cores = {"num_gpus": width, "num_cpus": 1}, _NO_CORES
-        else:
-            per_node = int(max(node["Resources"].get("CPU", 1) for node in ray.nodes()))
-            options = {"num_cpus": width}
-            cores = tuple((index * width + core) % per_node for core in range(width))
-        actor: Any = ray.remote(Replica).options(**options).remote(*self._arguments, cores, self._make_filter)
-        handle = _Handle(index, actor, self._limits[index])
+        taken = Counter(node for handle in self._handles.values() for node in handle.place.stages)
+        place = placement.find_place(self._teacher, self._nodes, taken)
+        if place is None:
+            return  # until the next look at the nodes
+        actor: Any = ray.remote(Replica).options(**place.options).remote(*self._arguments, self._make_filter)
+        handle = _Handle(index, actor, self._limits[index], placement.nodes_lost(), place)
         self._handles[index] = handle
-        self._calls[actor.start.remote()] = _Call(handle, None, time.monotonic() + self._teacher.start_timeout_s)
+        # Ray may wait for as long as others use the cluster; the replicas that have a place work meanwhile.
+        self._calls[actor.node.remote()] = _Call(handle, None, math.inf)
+
+    def _answered(self, call: _Call, result: Any) -> None:
+        handle = call.handle
+        if call.unit is not None:
+            self.dispatcher.finished(handle.index, call.unit)
+            self.report.add(handle.index, result, self._filters)
+            self._metrics.add(handle.index, result, time.monotonic() - call.started)
+        elif handle.node:
+            handle.ready = True
+            self._failed_starts = 0
+            self._first_ready = self._first_ready or time.monotonic()
+        else:
+            handle.node = result
+            self._nodes = placement.living_nodes()
+            if result not in self._nodes:
+                self._lose_node(handle)
+                return
+            if placement.resource(self._teacher, self._nodes) == "CPU":
+                taken = {core for other in self._handles.values() if other.node == result for core in other.cores}
+                handle.cores = placement.free_cores(self._teacher, self._nodes[result], taken)
+            deadline = time.monotonic() + self._teacher.start_timeout_s
+            self._calls[handle.actor.start.remote(handle.cores)] = _Call(handle, None, deadline)
 
     def _fill(self) -> None:
         for handle in self._handles.values():
-            while handle.node and (unit := self.dispatcher.take(handle.index, handle.limit)):
+            while handle.ready and (unit := self.dispatcher.take(handle.index, handle.limit)):
                 deadline = time.monotonic() + self._teacher.unit_timeout_s
                 self._calls[handle.actor.run_unit.remote(unit.requests)] = _Call(handle, unit, deadline)
 
     def _lose(self, call: _Call, reason: str) -> None:
         """A replica is dead, hangs, or returned something impossible: take back what it had, and start another."""
         handle = call.handle
-        self._calls = {key: other for key, other in self._calls.items() if other.handle is not handle}
-        del self._handles[handle.index]
-        ray.kill(handle.actor)
-        if handle.node and handle.node not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}:
-            self.dispatcher.returned(handle.index)
-            self.report.lost += 1
-            return  # `_replace_lost` starts another one where there is room
-        self.report.restarts += 1
+        # One that was on its way to a node cannot say to which.
+        on_its_way = not handle.node and placement.nodes_lost() > handle.nodes_lost
+        if on_its_way or handle.lacks(placement.living_nodes()):
+            self._lose_node(handle)
+            return
+        self._forget(handle)
+        self.report.deaths.append(reason)
+        self._metrics.count("restarts", handle.index)
         if call.unit is None:
             self._failed_starts += 1
             if self._failed_starts >= MAX_FAILED_STARTS:
                 raise EngineError(f"{MAX_FAILED_STARTS} engines in a row did not start; the last one: {reason}")
         for request in self.dispatcher.died(handle.index):
             self.report.quarantine(request, reason)
+            self._metrics.count("rejected", handle.index)
         if self.dispatcher.deaths_in_a_row > self.dispatcher.deaths_allowed:
             raise EngineError(
                 f"{self.dispatcher.deaths_in_a_row} engines died one after the other and nothing was finished between;"
@@ -276,22 +303,43 @@ class _Fleet:
         self._limits[handle.index] = max(handle.limit // 2, 1)
         self._start_replica(handle.index)
 
-    def _replace_lost(self) -> None:
-        """Start replicas in the place of those that went with their nodes, where the cluster has room again."""
-        missing = [index for index in self._limits if index not in self._handles]
-        if not missing:
-            return
-        resources = ray.cluster_resources()
-        room = int(resources.get("GPU", 0) or resources.get("CPU", 0)) // self._teacher.tensor_parallel
-        for index in missing[: max(room - len(self._handles), 0)]:
-            self._start_replica(index)
-        if self._handles:
-            self._empty_since = None
-            return
-        self._empty_since = self._empty_since or time.monotonic()
-        if time.monotonic() - self._empty_since > _NODE_SECONDS:
+    def _lose_node(self, handle: _Handle) -> None:
+        self._forget(handle)
+        self.dispatcher.returned(handle.index)
+        if handle.node:
+            self.report.lost += 1
+            self._metrics.count("replicas_lost", handle.index)
+
+    def _forget(self, handle: _Handle) -> None:
+        self._calls = {key: other for key, other in self._calls.items() if other.handle is not handle}
+        del self._handles[handle.index]
+        handle.kill()
+
+    def _look_at_nodes(self, now: float, drain: threading.Event) -> None:
+        """Take back what lost nodes had, and start replicas where there is room: nodes may join at any time.
+
+        Raises:
+            ClusterError: no replica finds a place.
+
+        """
+        self._looked, self._nodes = now, placement.living_nodes()
+        for handle in [handle for handle in self._handles.values() if handle.lacks(self._nodes)]:
+            self._lose_node(handle)
+        room = placement.room(self._teacher, self._nodes)
+        starting = sum(not handle.ready for handle in self._handles.values())
+        missing = placement.most(self._teacher, room) - len(self._handles)
+        for _ in range(min(missing, self.dispatcher.waiting() - starting)):
+            if not drain.is_set():
+                self._start_replica(next(index for index in itertools.count() if index not in self._handles))
+        if any(handle.node for handle in self._handles.values()):
+            self._at_work = now
+        elif not room and now - self._at_work > _NODE_SECONDS:
             raise ClusterError("the nodes of all replicas are gone", fix=_CONTINUE)
-        time.sleep(_POLL_SECONDS)
+        elif now - self._at_work > self._teacher.start_timeout_s:
+            raise ClusterError(
+                f"no replica found a place in {self._teacher.start_timeout_s} s: others use the cluster's resources",
+                fix=f"wait for them, or raise teacher.start_timeout_s; {_CONTINUE}",
+            )
 
 
 def _reason(error: RayError) -> str:
@@ -307,9 +355,7 @@ def _reason(error: RayError) -> str:
     if isinstance(cause, EngineError):
         return str(cause)
     if isinstance(error, RayActorError):
-        return f"its process died ({str(error).splitlines()[0]})"
+        # Ray's first lines say that it died and which it was; then come a line or two that say why.
+        why = [line for line in str(error).splitlines()[1:] if line and not line.startswith("\t")]
+        return f"its process died ({' '.join(why)[:_LONGEST_REASON] or error})"
     return f"{type(cause or error).__name__}: {str(cause or error).strip()}"
-
-
-def _resource() -> str:
-    return "GPU" if ray.cluster_resources().get("GPU", 0) else "CPU"

@@ -19,8 +19,8 @@ class FleetReport:
     tokens: int = 0
     rows: int = 0
     bytes: int = 0
-    restarts: int = 0
-    """Engines or replicas that died or hung and were replaced."""
+    deaths: list[str] = field(default_factory=list)
+    """Why engines or replicas were replaced: they died or hung."""
     lost: int = 0
     """Replicas that went with their nodes."""
     seconds: float = 0.0
@@ -32,6 +32,11 @@ class FleetReport:
     passed_over: list[PassedOver] = field(default_factory=list)
     """What later calls must not ask again."""
     tokens_of_replica: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
+
+    @property
+    def restarts(self) -> int:
+        """Engines or replicas that were replaced."""
+        return len(self.deaths)
 
     def add(self, replica: int, result: UnitResult, filters: str) -> None:
         """Count a finished unit; `filters` is the fingerprint of the filters."""
@@ -49,6 +54,21 @@ class FleetReport:
         row = RejectedRow(request.source, f"quarantined, the engine dies of it: {reason}")
         self.rejected.append(row)
         self.passed_over.append(PassedOver(request.key, row))
+
+    def figures(self) -> dict[str, int | float]:
+        """The counts so far; `tokens_per_second` is since the first replica was ready."""
+        return {
+            "records": self.records,
+            "tokens": self.tokens,
+            "rows": self.rows,
+            "bytes": self.bytes,
+            "rejected": len(self.rejected),
+            "filtered": len(self.filtered),
+            "restarts": self.restarts,
+            "replicas_lost": self.lost,
+            "seconds": round(self.seconds, 3),
+            "tokens_per_second": round(self.tokens / self.seconds, 1) if self.seconds else 0.0,
+        }
 
     def note(self) -> str:
         """Figures for the progress line."""

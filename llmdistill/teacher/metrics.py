@@ -1,31 +1,70 @@
-"""Prometheus metrics of a replica, on the ports where Ray exports those of its nodes, as `ray_llmdistill_…`."""
+"""What a fleet does, as numbers: for Prometheus through Ray, and as lines of metrics.jsonl.
+
+Both are counted where the fleet is driven, when a unit is known to be committed, so they agree with each other and lose
+nothing with a replica that dies. Ray exports the first as `ray_llmdistill_…` on the metrics port of the driver's node.
+"""
 
 from __future__ import annotations
 
+import json
+import time
+from pathlib import Path
+
 from ray.util.metrics import Counter, Histogram
 
+from llmdistill.teacher.fleet_report import FleetReport
+from llmdistill.teacher.replica import UnitResult
+
 _SECONDS = [0.1, 1.0, 10.0, 60.0, 600.0, 3600.0]
+_PAUSE_SECONDS = 10.0
+_TAG = "replica"
 
 
-class ReplicaMetrics:
-    """Counts what one replica does."""
+class FleetMetrics:
+    """Counters of one fleet, by replica; Ray must be connected."""
 
     def __init__(self) -> None:
         self._counters = {
-            name: Counter(f"llmdistill_{name}", description=f"{text} by the teacher's replicas")
+            name: Counter(f"llmdistill_{name}", description=text, tag_keys=(_TAG,))
             for name, text in (
                 ("records", "Records committed"),
-                ("tokens", "Tokens of records committed"),
+                ("tokens", "Tokens of records committed, prompt and response"),
+                ("rows", "Teacher distributions committed"),
                 ("bytes", "Bytes of shards committed"),
-                ("rejected", "Requests refused"),
-                ("filtered", "Responses dropped"),
+                ("rejected", "Requests refused or given up"),
+                ("filtered", "Responses dropped by teacher.filters"),
+                ("restarts", "Engines that died or hung and were started anew"),
+                ("replicas_lost", "Replicas that went with their nodes"),
             )
         }
-        self._seconds = Histogram("llmdistill_unit_seconds", "Seconds that a work unit took", boundaries=_SECONDS)
+        self._seconds = Histogram(
+            "llmdistill_unit_seconds", "Seconds from giving a unit out to its commit", _SECONDS, tag_keys=(_TAG,)
+        )
 
-    def add(self, counts: dict[str, int], seconds: float) -> None:
-        """Count a finished unit: by the names of the counters, and the time that it took."""
-        for name, count in counts.items():
-            if count:
-                self._counters[name].inc(count)
-        self._seconds.observe(seconds)
+    def count(self, name: str, replica: int, count: int = 1) -> None:
+        """Add to a counter."""
+        if count:
+            self._counters[name].inc(count, {_TAG: str(replica)})
+
+    def add(self, replica: int, result: UnitResult, seconds: float) -> None:
+        """Count a finished unit and the time that it took."""
+        for name in ("records", "tokens", "rows", "bytes"):
+            self.count(name, replica, getattr(result, name))
+        self.count("rejected", replica, len(result.rejected))
+        self.count("filtered", replica, len(result.filtered))
+        self._seconds.observe(seconds, {_TAG: str(replica)})
+
+
+class MetricsLines:
+    """Appends the state of a report to metrics.jsonl, every ten seconds and at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._next = time.monotonic() + _PAUSE_SECONDS
+
+    def write(self, report: FleetReport, last: bool = False) -> None:
+        """Append a line if it is time for one, or the last one."""
+        if last or time.monotonic() >= self._next:
+            self._next = time.monotonic() + _PAUSE_SECONDS
+            with self._path.open("a") as stream:
+                stream.write(json.dumps({"stage": "generate", **report.figures()}) + "\n")

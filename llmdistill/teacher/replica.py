@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 
-from llmdistill.cache.index import shard_folder
-from llmdistill.cache.shard import Compression, write_shard
+from llmdistill.cache.index import shard_folder, shard_storage
+from llmdistill.cache.shard import Compression, ShardSummary, shard_name, write_shard
+from llmdistill.cache.shard_file import ShardFile
 from llmdistill.errors import EngineError
 from llmdistill.prompts.rejects import RejectedRow
 from llmdistill.teacher.engine import TeacherEngine
 from llmdistill.teacher.filters import ResponseFilter
 from llmdistill.teacher.gates import check_record
-from llmdistill.teacher.metrics import ReplicaMetrics
 from llmdistill.types import CaptureSpec, Record, Request
 
 EngineFactory = Callable[[tuple[int, ...]], TeacherEngine]
@@ -52,7 +50,6 @@ class Replica:
         cache: folder of the cache.
         spec: what is captured.
         compression: of the shards.
-        cores: CPU cores of this replica; empty on GPUs.
         make_filter: makes what drops responses, in the replica's process.
 
     """
@@ -63,23 +60,24 @@ class Replica:
         cache: Path,
         spec: CaptureSpec,
         compression: Compression,
-        cores: tuple[int, ...],
         make_filter: FilterFactory | None = None,
     ) -> None:
         # What these raise must reach the driver as it is, and a constructor's errors do not.
-        self._make_engine = functools.partial(make_engine, cores)
+        self._make_engine = make_engine
         self._make_filter = make_filter
         self._cache = cache
         self._spec = spec
         self._compression = compression
 
-    async def start(self) -> str:
-        """Load the engine; returns the id of the node."""
-        self._metrics = ReplicaMetrics()
-        self._filter = None if self._make_filter is None else self._make_filter()
-        self._engine = self._make_engine()
-        await self._engine.start()
+    async def node(self) -> str:
+        """Id of the node that it was placed on."""
         return str(ray.get_runtime_context().get_node_id())
+
+    async def start(self, cores: tuple[int, ...]) -> None:
+        """Load the engine on these cores of the node; on its GPUs where there are none."""
+        self._filter = None if self._make_filter is None else self._make_filter()
+        self._engine = self._make_engine(cores)
+        await self._engine.start()
 
     async def run_unit(self, requests: Sequence[Request]) -> UnitResult:
         """Answer all requests of a unit and commit them as one shard.
@@ -92,14 +90,6 @@ class Replica:
             DataError: the shard cannot be written.
 
         """
-        started = time.monotonic()
-        result = await self._run_unit(requests)
-        counts = {name: getattr(result, name) for name in ("records", "tokens", "bytes")}
-        counts |= {"rejected": len(result.rejected), "filtered": len(result.filtered)}
-        self._metrics.add(counts, time.monotonic() - started)
-        return result
-
-    async def _run_unit(self, requests: Sequence[Request]) -> UnitResult:
         answers = await asyncio.gather(*(self._answer(request) for request in requests))
         records = [answer for answer in answers if isinstance(answer, Record)]
         rejected = tuple(answer for answer in answers if isinstance(answer, RejectedRow))
@@ -113,18 +103,18 @@ class Replica:
         if not records:
             return UnitResult(0, 0, 0, 0, rejected, filtered)
         try:
-            summary = await asyncio.get_running_loop().run_in_executor(
-                None,
-                write_shard,
-                shard_folder(self._cache),
-                records,
-                self._spec,
-                self._engine.version,
-                self._compression,
-            )
+            summary = await asyncio.get_running_loop().run_in_executor(None, self._commit, records)
         except ValueError as error:
             raise EngineError(f"the engine's output is impossible: {error}", where=requests[0].source) from None
         return UnitResult(summary.records, summary.tokens, summary.rows, summary.bytes, rejected, filtered)
+
+    def _commit(self, records: Sequence[Record]) -> ShardSummary:
+        storage, name = shard_storage(self._cache), shard_name([record.key for record in records])
+        if storage.size(name) >= 0:
+            # Files never change: a replica that was taken for dead, on a host that was cut off, has done it after all.
+            with ShardFile(storage.local(name)) as shard:
+                return shard.summary
+        return write_shard(shard_folder(self._cache), records, self._spec, self._engine.version, self._compression)
 
     def stop(self) -> None:
         """Free the engine."""

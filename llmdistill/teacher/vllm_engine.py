@@ -105,6 +105,12 @@ class VLLMEngine:
             "disable_log_stats": True,
             "trust_remote_code": False,
         }
+        if teacher.pipeline_parallel > 1:
+            # Its workers go into the placement group that the replica is in, each node's part being a stage.
+            arguments |= {
+                "pipeline_parallel_size": teacher.pipeline_parallel,
+                "distributed_executor_backend": "ray",
+            }
         if self._columns.statistics:
             arguments["worker_extension_cls"] = f"{CaptureExtension.__module__}.{CaptureExtension.__qualname__}"
         if self._on_cpu:

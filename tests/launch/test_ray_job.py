@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,10 +18,8 @@ from llmdistill.config.load import load_config
 from llmdistill.errors import ConfigError, DataError
 from llmdistill.launch.bundle import make_bundle
 from llmdistill.launch.ray_job import bundle
+from tests.hosts import Hosts, make_hosts
 from tests.launch.makers import write_run
-from tests.processes import Processes
-
-BIN = Path(sys.executable).parent
 
 
 def relative_run(folder: Path, teacher: Path | str, **sections: object) -> Path:
@@ -72,92 +67,14 @@ def test_what_would_not_be_there_is_refused(tmp_path: Path, monkeypatch: pytest.
         make_bundle(load_config(path), 1000, {})
 
 
-@dataclass(frozen=True)
-class Hosts:
-    """Network namespaces: head and worker of a Ray cluster, and the laptop that submits to it."""
-
-    prefix: str
-    folder: Path
-
-    def at(self, host: str, *command: object) -> list[str]:
-        return ["ip", "netns", "exec", f"{self.prefix}{host}", *map(str, command)]
-
-    def environment(self, host: str) -> dict[str, str]:
-        """Every host has a home of its own; only a source tree on the laptop's path is under test."""
-        kept = {
-            name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name != "PYTHONPATH"
-        }
-        home = self.folder / host
-        home.mkdir(exist_ok=True)
-        compiled = os.environ.get("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))
-        return {
-            **kept,
-            "HOME": str(home),
-            "TORCH_EXTENSIONS_DIR": compiled,  # DeepSpeed compiles for half a minute in a home that is new
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "PATH": f"{BIN}:{os.environ['PATH']}",
-        }
-
-
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
-    """Three hosts on one bridge, with a Ray cluster of two, started as an operator does it."""
-    if shutil.which("ip") is None or os.geteuid() != 0:
-        pytest.skip("network namespaces need iproute2 and root")
-    made = Hosts(f"llmd{os.getpid()}", tmp_path_factory.mktemp("hosts"))
-    with contextlib.ExitStack() as stack:
-        for number, host in enumerate(("h", "w", "l"), start=1):
-            name = f"{made.prefix}{host}"
-            if subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode:
-                pytest.skip("network namespaces cannot be made here")
-            stack.callback(subprocess.run, ["ip", "netns", "delete", name], check=False)
-            _ip("-n", name, "link", "set", "lo", "up")
-            if number == 1:
-                _ip("-n", name, "link", "add", "br0", "type", "bridge")
-                device = "br0"
-            else:
-                device = "eth0"
-                _ip(
-                    "-n",
-                    name,
-                    "link",
-                    "add",
-                    device,
-                    "type",
-                    "veth",
-                    "peer",
-                    "name",
-                    f"v{number}",
-                    "netns",
-                    f"{made.prefix}h",
-                )
-                _ip("-n", f"{made.prefix}h", "link", "set", f"v{number}", "master", "br0", "up")
-            _ip("-n", name, "address", "add", f"10.77.0.{number}/24", "dev", device)
-            _ip("-n", name, "link", "set", device, "up")
-        # A folder for each host, since all share one disk here: Ray unpacks a job's files anew on every node that the
-        # job comes to, and would remove the working directory of the processes on the first (MKL then ends them).
-        for host in ("h", "w"):
-            stack.callback(shutil.rmtree, f"/tmp/{made.prefix}{host}", ignore_errors=True)
-        operator = {**made.environment("h"), "RAY_AUTH_MODE": "token"}
-        processes = stack.enter_context(Processes(made.folder, operator))
-        subprocess.run(
-            [BIN / "ray", "get-auth-token", "--generate"], env=made.environment("h"), capture_output=True, check=True
-        )
-        for host in ("w", "l"):  # the operator's way: one file to every host
-            made.environment(host)
-            shutil.copytree(made.folder / "h" / ".ray", made.folder / host / ".ray")
-        start = ["ray", "start", "--block", "--num-cpus=2"]
-        head = [*start, "--head", "--node-ip-address=10.77.0.1", "--port=6379", "--dashboard-host=0.0.0.0"]
-        head.append(f"--temp-dir=/tmp/{made.prefix}h")
-        processes.start_ray("head", *made.at("h", *head))
-        worker = [*start, "--address=10.77.0.1:6379", "--node-ip-address=10.77.0.2"]
-        worker.append(f"--temp-dir=/tmp/{made.prefix}w")
-        processes.start_ray("worker", *made.at("w", *worker), HOME=str(made.folder / "w"))
+    """Head and worker of a Ray cluster, started as an operator does it, and the laptop that submits to it."""
+    with make_hosts(tmp_path_factory.mktemp("hosts"), ("h", "w", "l"), {"RAY_AUTH_MODE": "token"}) as (made, processes):
+        made.share_token("w", "l")
+        processes.start_ray("head", *made.ray_node("h", "--num-cpus=2", "--dashboard-host=0.0.0.0"))
+        processes.start_ray("worker", *made.ray_node("w", "--num-cpus=2"), HOME=str(made.folder / "w"))
         yield made
-
-
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmdistill.cache.index import committed_keys, shard_names
-from llmdistill.cluster import ray_cluster
+from llmdistill.cluster import enable_token, ray_cluster
 from llmdistill.config.cluster import ClusterConfig
 from llmdistill.errors import ClusterError
 from llmdistill.teacher import fleet
@@ -20,6 +20,7 @@ def test_units_of_a_lost_node_are_done_elsewhere_and_without_nodes_the_job_ends(
     from ray.cluster_utils import Cluster
 
     monkeypatch.setattr(fleet, "_NODE_SECONDS", 3.0)
+    enable_token()  # before the cluster starts, so that both sides agree
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
 
