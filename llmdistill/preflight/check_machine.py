@@ -20,23 +20,27 @@ def check_processors(config: RunConfig, facts: Facts) -> list[Finding]:
     machine = facts.machine
     if machine is None:
         return []
-    width, workers, resource = config.teacher.tensor_parallel, config.train.workers, machine.resource
-    held = machine.has(resource)
-    replicas = max(held // width, 1) if config.teacher.replicas == "auto" else config.teacher.replicas
-    found = [
-        _asked(f"the teacher fleet ({replicas} × tensor_parallel {width})", replicas * width, machine, _fewer(config)),
-        _asked(
-            f"the trainer (train.workers {workers})", workers, machine, f"use train.workers={max(held, 1)} or fewer"
-        ),
-    ]
+    workers, held = config.train.workers, machine.has(machine.resource)
+    fix = f"use train.workers={max(held, 1)} or fewer"
+    return [_check_fleet(config, machine), _asked(f"the trainer (train.workers {workers})", workers, machine, fix)]
+
+
+def _check_fleet(config: RunConfig, machine: MachineFacts) -> Finding:
+    teacher, resource = config.teacher, machine.resource
+    if teacher.server is not None:
+        return ok("teacher fleet", f"{teacher.server.base_url} answers; a replica takes a core here")
+    width, stages, held = teacher.tensor_parallel, teacher.pipeline_parallel, machine.has(resource)
+    replicas = max(held // (width * stages), 1) if teacher.replicas == "auto" else teacher.replicas
+    by = f" × pipeline_parallel {stages}" if stages > 1 else ""
+    asked = replicas * width * stages
     largest = machine.largest_node(resource)
-    if width > largest and replicas * width <= held:
-        found[0] = cannot(
+    if width > largest and asked <= held:
+        return cannot(
             "teacher fleet",
             f"a replica needs {_units(width, resource)} of one node, and the largest of {machine.where} has {largest}",
             f"use teacher.tensor_parallel={largest} or less, or nodes with {width} GPUs",
         )
-    return found
+    return _asked(f"the teacher fleet ({replicas} × tensor_parallel {width}{by})", asked, machine, _fewer(config))
 
 
 def _fewer(config: RunConfig) -> str:
