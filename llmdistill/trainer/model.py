@@ -17,6 +17,7 @@ from llmdistill.objectives.targets import TeacherTargets
 from llmdistill.objectives.terms import Term, make_terms, weight_at
 from llmdistill.student.head import final_norm, logit_softcap
 from llmdistill.trainer.data import MicroBatch
+from llmdistill.trainer.flops import ModelFlops
 from llmdistill.trainer.live_teacher import LiveTeacher
 from llmdistill.trainer.states import StateNeeds, States, forward_states
 from llmdistill.trainer.structure import StructureObjectives
@@ -56,6 +57,10 @@ class DistillationModule(nn.Module):
         """The head's weight [V, D], whole outside of ZeRO-3."""
         weight: nn.Parameter = self.student.get_output_embeddings().weight
         return weight
+
+    def model_flops(self) -> tuple[ModelFlops, ModelFlops | None]:
+        """Of the student, and of the live teacher where there is one; before ZeRO-3 takes the weights apart."""
+        return ModelFlops.of(self.student), ModelFlops.of(self._teacher[0].model) if self._teacher else None
 
     def forward(
         self,
