@@ -87,24 +87,30 @@ class _Training:
         checkpoint = self._continue(stretch.reader)
         if self._done == self._total or self._best.ends(job.train):
             return
-        module = make_module(job, stretch.reader.spec.vocabulary_size)
-        flops = module.model_flops()
-        self._engine = _engine(module, job, self._total, checkpoint)
+        # Before any model is loaded: a service that is missing is said at once.
         self._log = TrainingLog(job, self._done) if self._rank == 0 else None
-        stepper = Stepper(self._engine, job, self._total, self._factors, flops, self._signs)
-        self._signs.mark("data", self._done + 1)
         try:
-            for step, reader in self._steps(stretch, course):
-                values = stepper.run(step)
-                self._done = step.number + 1
-                last = self._close(values, reader)
-                stepper.skips.check()
-                if last or self._done == last_step:
-                    break
-                self._signs.mark("data", self._done + 1)
+            self._train(stretch, course, checkpoint, last_step)
         finally:
             if self._log:
                 self._log.close()
+
+    def _train(
+        self, stretch: Stretch, course: Iterator[Stretch], checkpoint: Path | None, last_step: int | None
+    ) -> None:
+        module = make_module(self._job, stretch.reader.spec.vocabulary_size)
+        flops = module.model_flops()
+        self._engine = _engine(module, self._job, self._total, checkpoint)
+        stepper = Stepper(self._engine, self._job, self._total, self._factors, flops, self._signs)
+        self._signs.mark("data", self._done + 1)
+        for step, reader in self._steps(stretch, course):
+            values = stepper.run(step)
+            self._done = step.number + 1
+            last = self._close(values, reader)
+            stepper.skips.check()
+            if last or self._done == last_step:
+                break
+            self._signs.mark("data", self._done + 1)
         if self._saved < self._done != last_step:
             # The epochs of a growing cache were done before train.max_steps.
             self._save()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -12,6 +16,7 @@ from llmdistill.student.creation import load_student
 from llmdistill.trainer.checkpoint import checkpoint_folder
 from llmdistill.trainer.metrics import read_metrics
 from tests.trainer.conftest import Trained
+from tests.trainer.run_ranks import run_ranks
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -39,6 +44,19 @@ def test_a_resumed_training_continues_the_average(trained: Trained) -> None:
     pairs = [full_weights(checkpoint_folder(job.checkpoints, 6), average=True) for job in (whole, resumed)]
     for name, average in pairs[0].items():
         torch.testing.assert_close(average, pairs[1][name], rtol=1e-6, atol=1e-7)
+
+
+def test_another_number_of_workers_is_refused(trained: Trained, tmp_path: Path) -> None:
+    job = trained.jobs["average-2"]
+    shutil.copytree(job.checkpoints / "step-00000004", tmp_path / "checkpoints" / "step-00000004")
+    alone = dataclasses.replace(
+        job,
+        checkpoints=tmp_path / "checkpoints",
+        metrics=tmp_path / "metrics.jsonl",
+        train=job.train.model_copy(update={"workers": 1}),
+    )
+    with pytest.raises(torch.multiprocessing.ProcessRaisedException, match=r"continue with train\.workers 2"):
+        run_ranks(alone)
 
 
 def test_a_checkpoint_without_the_average_that_it_should_have_is_refused(trained: Trained) -> None:
