@@ -18,6 +18,8 @@ from llmdistill.trainer.metrics import read_metrics
 from tests.trainer.conftest import Trained
 from tests.trainer.run_ranks import run_ranks
 
+pytestmark = pytest.mark.timeout(600)  # whichever comes first waits for all trainings of `trained`
+
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_what_is_exported_is_the_average_of_the_weights_after_each_step(trained: Trained, stage: int) -> None:

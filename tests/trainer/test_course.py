@@ -22,6 +22,8 @@ from tests.helpers import SPEC, make_record
 from tests.trainer.conftest import Trained
 from tests.trainer.run_ranks import job_for
 
+pytestmark = pytest.mark.timeout(600)  # whichever comes first waits for all trainings of `trained`
+
 RECORDS = [make_record(number) for number in range(30)]
 
 

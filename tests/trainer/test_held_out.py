@@ -11,6 +11,8 @@ from llmdistill.trainer.held_out import Best, best_so_far
 from llmdistill.trainer.metrics import read_metrics
 from tests.trainer.conftest import Trained
 
+pytestmark = pytest.mark.timeout(600)  # whichever comes first waits for all trainings of `trained`
+
 
 def test_the_best_checkpoint_stays_and_training_ends_when_it_does_not_get_better(trained: Trained) -> None:
     assert trained.errors["early"] == trained.errors["early-again"] == ""

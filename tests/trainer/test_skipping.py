@@ -16,6 +16,8 @@ from llmdistill.trainer.skipping import SkipLimit, Skipped
 from tests.helpers import make_record
 from tests.trainer.conftest import BAD_RECORD, POISONED, Trained
 
+pytestmark = pytest.mark.timeout(600)  # whichever comes first waits for all trainings of `trained`
+
 
 def tensors(folder: Path) -> list[torch.Tensor]:
     """Every tensor of a checkpoint: weights and optimizer of all ranks."""
