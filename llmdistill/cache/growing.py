@@ -8,10 +8,10 @@ state: a run that is resumed with them sees the same records in the same order, 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from llmdistill.cache.index import read_index, shard_names
+from llmdistill.cache.index import read_index, shard_folder, shard_names
 from llmdistill.cache.reader import CacheReader
 from llmdistill.errors import DataError
 
@@ -44,11 +44,30 @@ class GrowingCache:
         """
         for segment in list(self.segments):
             yield CacheReader(self._cache, segment)
-        while (fresh := self._next(min_shards, poll_seconds, timeout_seconds)) is not None:
-            self.segments.append(fresh)
-            yield CacheReader(self._cache, fresh)
+        while not self.take(min_shards, poll_seconds, timeout_seconds):
+            yield CacheReader(self._cache, self.segments[-1])
 
-    def _next(self, min_shards: int, poll_seconds: float, timeout_seconds: float) -> list[str] | None:
+    def take(
+        self,
+        min_shards: int = 1,
+        poll_seconds: float = 5.0,
+        timeout_seconds: float = 3600.0,
+        on_wait: Callable[[], None] = lambda: None,
+    ) -> bool:
+        """Wait for the next segment and add it to `segments`; arguments as of `readers`.
+
+        Args:
+            min_shards: a segment has at least so many, but for the last one.
+            poll_seconds: pause between two looks at the cache.
+            timeout_seconds: how long to wait for a new shard.
+            on_wait: called at each look that finds too little.
+
+        Returns:
+            True where the cache is complete and nothing of it is left.
+
+        Raises:
+            DataError: no shard came in time.
+        """
         taken = {name for segment in self.segments for name in segment}
         seen, since = 0, time.monotonic()
         while True:
@@ -56,15 +75,29 @@ class GrowingCache:
             complete = read_index(self._cache) is not None
             fresh = [name for name in shard_names(self._cache) if name not in taken]
             if len(fresh) >= min_shards or (complete and fresh):
-                return fresh
+                self.segments.append(fresh)
+                return False
             if complete:
-                return None
+                return True
             if len(fresh) > seen:
                 seen, since = len(fresh), time.monotonic()
             if time.monotonic() - since > timeout_seconds:
                 raise DataError(
-                    f"no new shard in {timeout_seconds:.0f} s, and the cache is not complete",
+                    f"no new shard in {timeout_seconds:.0f} s, and the cache is not complete; {self._newest()}",
                     where=str(self._cache),
                     fix="run `llmdistill generate` again; the training continues from its checkpoint",
                 )
+            on_wait()
             time.sleep(poll_seconds)
+
+    def _newest(self) -> str:
+        """What the fleet wrote last, for a message."""
+        names = shard_names(self._cache)
+        folder = shard_folder(self._cache)
+        if not names:
+            return "it holds no shard at all"
+        if isinstance(folder, str):  # an object store: its names say nothing about time
+            return f"it holds {len(names)} shards"
+        written = {name: (folder / name).stat().st_mtime for name in names}
+        newest = max(names, key=lambda name: written[name])
+        return f"the last of {len(names)} is {newest}, {(time.time() - written[newest]) / 60:.1f} minutes old"

@@ -222,6 +222,7 @@ def plan_steps(
     weights: np.ndarray | None = None,
     blocks: np.ndarray | None = None,
     blocks_per_window: int = 64,
+    first_epoch: int = 0,
 ) -> StepPlan:
     """The steps of a run over `records` (indices into `lengths`).
 
@@ -235,12 +236,13 @@ def plan_steps(
         weights: float [len(records)], see `appearances`; None: each once an epoch.
         blocks: int [len(lengths)], the shard of each record; None shuffles without regard to shards.
         blocks_per_window: see `epoch_order`.
+        first_epoch: the plan has the epochs first_epoch … epochs - 1.
 
     Raises:
         ValueError: a record does not fit into a packed sequence, or a weight is not a weight.
     """
     members, sizes = [], [np.zeros(1, np.int64)]
-    for epoch in range(epochs):
+    for epoch in range(first_epoch, epochs):
         epoch_records = records if weights is None else appearances(records, weights, seed, epoch)
         order, bounds = epoch_order(
             len(epoch_records), seed, epoch, None if blocks is None else blocks[epoch_records], blocks_per_window

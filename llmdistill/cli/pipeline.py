@@ -80,7 +80,7 @@ def run_stages(config: RunConfig, until: str | None) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     commit_bytes(folder.config, (config.model_dump_json(indent=1) + "\n").encode())
     commit_bytes(folder.provenance, (json.dumps(provenance(), indent=1) + "\n").encode())
-    finished = json.loads(folder.stages.read_text()) if folder.stages.is_file() else {}
+    finished = _finished(folder)
     before = ""
     for stage in PIPELINE:
         inputs = fingerprint(config, stage, before)
@@ -94,8 +94,14 @@ def run_stages(config: RunConfig, until: str | None) -> None:
                 stage.work(run)
             finally:
                 _note_seconds(folder, stage.name, time.monotonic() - started)
-            finished[stage.name] = inputs
+            # Read again: another stage may have ended beside this one (`train.wait_for_cache`).
+            finished = {**_finished(folder), stage.name: inputs}
             commit_bytes(folder.stages, (json.dumps(finished, indent=1) + "\n").encode())
+
+
+def _finished(folder: RunFolder) -> dict[str, str]:
+    found: dict[str, str] = json.loads(folder.stages.read_text()) if folder.stages.is_file() else {}
+    return found
 
 
 def _note_seconds(folder: RunFolder, stage: str, seconds: float) -> None:

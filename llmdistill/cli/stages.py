@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmdistill.cache.index import committed_keys, write_index
+from llmdistill.cache.index import INDEX, committed_keys, write_index
 from llmdistill.cache.reader import CacheReader
 from llmdistill.cluster import CAPTURE, SHARE, TRAIN, ray_cluster
 from llmdistill.config.export import ExportConfig
@@ -77,6 +77,8 @@ def generate(run: Run) -> None:
     pending = [request for request in requests if request.key not in done]
     report = FleetReport()
     if pending:
+        # Its presence says that no more shards will come, to a training that waits for them.
+        (run.folder.cache / INDEX).unlink(missing_ok=True)
         try:
             _ask_teacher(run, tokenizer, spec, pending, len(requests), report)
         finally:
@@ -145,6 +147,10 @@ def train(run: Run) -> None:
     """Train the student, and the baseline where one is asked for."""
     from llmdistill.trainer import torchrun
 
+    if run.config.train.wait_for_cache:
+        from llmdistill.cache.growing import GrowingCache
+
+        GrowingCache(run.folder.cache).take(timeout_seconds=run.config.train.cache_timeout_s)
     if torchrun.is_worker():
         _train_as_worker(run)
         return
@@ -196,7 +202,7 @@ def _training_jobs(run: Run) -> list[TrainJob]:
     jobs = [job("student", run.config.objectives, run.folder.checkpoints, run.config.train)]
     if run.config.evaluate.baseline:
         # The baseline has nothing to ask a teacher.
-        settings = run.config.train.model_copy(update={"soft_labels": "cache"})
+        settings = run.config.train.model_copy(update={"soft_labels": "cache", "metric_for_best_model": "eval_loss"})
         checkpoints = run.folder.baseline(BASELINE) / "checkpoints"
         jobs.append(job(BASELINE, (SequenceCEConfig(type="sequence_ce"),), checkpoints, settings))
     return jobs
@@ -210,8 +216,10 @@ def _training_progress(job: TrainJob) -> Iterator[Callable[[dict[str, Any]], Non
     with Progress(f"train {job.name}", total, "steps", first) as progress:
 
         def show(line: dict[str, Any]) -> None:
-            values = {name: line[name] for name in (*(objective.type for objective in job.objectives), "grad_norm")}
-            progress.update(line["step"], f"{line['tokens_per_second']:.0f} tokens/s", values)
+            names = (*(objective.type for objective in job.objectives), "grad_norm")
+            values = {name: line[name] for name in names if name in line}  # those of a skipped step are not finite
+            skipped = f", {line['skipped_steps']} skipped" if line.get("skipped_steps") else ""
+            progress.update(line["step"], f"{line['tokens_per_second']:.0f} tokens/s{skipped}", values)
 
         yield show
 
@@ -243,14 +251,14 @@ def export(run: Run) -> None:
     """Write the student (and the baseline) as Hugging Face folders that load strictly, and let the student speak."""
     from llmdistill.export.huggingface import export_student, write_sentence
     from llmdistill.export.model_card import model_card
-    from llmdistill.trainer.checkpoint import latest_checkpoint
+    from llmdistill.trainer.checkpoint import checkpoint_to_export
 
     models = {"student": (run.folder.checkpoints, run.folder.student)}
     if run.config.evaluate.baseline:
         models[BASELINE] = (run.folder.baseline(BASELINE) / "checkpoints", run.folder.baseline(BASELINE) / "model")
     index = json.loads((run.folder.cache / "index.json").read_text())
     for name, (checkpoints, folder) in models.items():
-        checkpoint = latest_checkpoint(checkpoints)
+        checkpoint = checkpoint_to_export(checkpoints, run.config.train.load_best_model_at_end)
         if checkpoint is None:
             raise DataError("there is no checkpoint", where=str(checkpoints), fix="run `llmdistill train` first")
         card = model_card(name, run.config, index)

@@ -173,7 +173,18 @@ class ClusterConfig(Section):
     custom resources `llmdistill_capture` and `llmdistill_train`, as those of `launch k8s` do."""
     wait_seconds: PositiveInt = 600
     """How long to wait for nodes and for the autoscaler; then the run ends with status 4."""
-    environment: tuple[Line, ...] = ("DS_*", "FI_*", "GLOO_*", "HF_*", "NCCL_*", "TORCH_*", "UCX_*", "VLLM_*")
+    environment: tuple[Line, ...] = (
+        "DS_*",
+        "FI_*",
+        "GLOO_*",
+        "HF_*",
+        "MLFLOW_*",
+        "NCCL_*",
+        "TORCH_*",
+        "UCX_*",
+        "VLLM_*",
+        "WANDB_*",
+    )
     """Environment variables, as patterns, that go from where the run starts to every worker. A name with TOKEN, SECRET,
     PASSWORD, CREDENTIALS or KEY in it never does, since Ray shows such variables to everybody: give it to the nodes
     themselves."""

@@ -60,6 +60,13 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _best_model_has_a_known_metric(self) -> Self:
+        known = ["eval_loss", *(f"eval_{objective.type}" for objective in self.objectives)]
+        if self.train.metric_for_best_model not in known:
+            raise ValueError(f"train.metric_for_best_model: must be one of {', '.join(known)}")
+        return self
+
+    @model_validator(mode="after")
     def _hidden_states_can_be_captured(self) -> Self:
         if self.capture.hidden_layers and self.teacher.engine != "huggingface":
             raise ValueError(

@@ -16,6 +16,14 @@ class TrainConfig(Section):
 
     epochs: PositiveInt = 1
     """Passes over the training records."""
+    max_steps: PositiveInt | None = None
+    """End after so many optimizer steps, even within an epoch; learning rate and schedules of the objectives run over
+    them. null: at the end of the epochs."""
+    wait_for_cache: bool = False
+    """Begin while the fleet still fills the cache, and wait for it where it is slower. How many steps there will be is
+    not known then: `max_steps` says it, and training ends earlier where the epochs are done before."""
+    cache_timeout_s: PositiveFloat = 3600.0
+    """With `wait_for_cache`: how long the fleet may write nothing before the training ends."""
     lr: PositiveFloat = 3.0e-4
     """Peak learning rate of AdamW."""
     warmup_ratio: float = Field(default=0.05, ge=0.0, lt=1.0)
@@ -30,6 +38,9 @@ class TrainConfig(Section):
     """AdamW's second moment."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this global norm."""
+    ema_decay: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Keep a moving average of the weights with this decay a step (0.999 averages over about a thousand steps) and
+    export it; null: export the weights themselves. Needs a `zero_stage` of at least 1."""
     balance_objectives: bool = False
     """Every tenth logged step, set factors of the weights (`<type>_balance`) so that the gradients of the objectives by
     the logits stand in the ratio of the weights."""
@@ -62,12 +73,30 @@ class TrainConfig(Section):
     eval_steps: PositiveInt | None = None
     """Evaluate the objectives on the held-out records every so many steps (`eval_<type>` in metrics.jsonl); null:
     never."""
+    load_best_model_at_end: bool = False
+    """Export the checkpoint with the best held-out value instead of the last one. It is written whenever an evaluation
+    is better than all before, and never removed."""
+    metric_for_best_model: str = "eval_loss"
+    """`eval_loss`, the weighted sum, or `eval_<type>` of an objective; lower is better."""
+    early_stopping_patience: PositiveInt | None = None
+    """End after so many evaluations in a row that are not better than the best; null: never."""
     save_steps: PositiveInt = 50
     """A checkpoint every so many steps, and at the end."""
     save_total_limit: PositiveInt = 2
-    """Older checkpoints are removed."""
+    """Older checkpoints are removed, but for the best."""
     logging_steps: PositiveInt = 1
     """Steps between two lines of metrics.jsonl."""
+    report_to: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Where the lines of metrics.jsonl go besides TensorBoard, which always has them. The packages are not installed
+    with llmdistill and take project, server and keys from their own environment variables."""
+    max_skipped_share: float = Field(default=0.05, ge=0.0, le=1.0)
+    """A step whose loss or gradient is not finite on any worker is skipped on all. More of the last 100 steps than this
+    share end the training; 0: the first one does. In fp16 an overflow that only lowers the loss scale does not count,
+    but 50 in a row do."""
+    watchdog_timeout_s: PositiveFloat | None = 540.0
+    """The training ends when a worker showed no sign of life for so long: waits for its data, is in one forward and
+    backward pass, in one collective or in a checkpoint. The default is just below NCCL's own ten minutes, so that the
+    message says which worker waits for what; null: never."""
     seed: int = 0
     """Order of the samples."""
 
@@ -93,6 +122,29 @@ class TrainConfig(Section):
             raise ValueError(f"train.deepspeed.{automatic[0]}: auto is a word of other programs; give the value")
         if self.offload_optimizer != "none" and self.zero_stage == 0:
             raise ValueError("train.offload_optimizer: needs a train.zero_stage of at least 1")
+        if self.ema_decay is not None and self.zero_stage == 0:
+            raise ValueError("train.ema_decay: needs a train.zero_stage of at least 1")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluations(self) -> Self:
+        wanted = {
+            "load_best_model_at_end": self.load_best_model_at_end,
+            "early_stopping_patience": self.early_stopping_patience is not None,
+        }
+        for name in [name for name, asked in wanted.items() if asked]:
+            if self.eval_steps is None:
+                raise ValueError(f"train.{name}: needs train.eval_steps")
+            if self.wait_for_cache:
+                raise ValueError(f"train.{name}: the held-out records of a cache that grows are not always the same")
+        return self
+
+    @model_validator(mode="after")
+    def _growing_caches_need_a_length(self) -> Self:
+        if self.wait_for_cache and self.max_steps is None:
+            raise ValueError(
+                "train.wait_for_cache: needs train.max_steps, since nobody knows yet how long the epochs are"
+            )
         return self
 
     @property

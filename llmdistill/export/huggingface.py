@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from llmdistill.config.export import ExportConfig
 from llmdistill.errors import DataError
+from llmdistill.export.average import averaged_checkpoint, has_average
 from llmdistill.export.gguf_file import write_gguf
 from llmdistill.export.verify import verify_export
 from llmdistill.student.folder import copy_tokenizer, generation_config
@@ -65,13 +66,15 @@ def export_student(
 
 
 def trained_model(checkpoint: Path, init: Path) -> PreTrainedModel:
-    """The student with the weights of a checkpoint, in the precision of its first weights.
+    """The student with the weights of a checkpoint, or their moving average where the training kept one.
+
+    In the precision of its first weights.
 
     Raises:
         DataError: the checkpoint lacks weights, or has empty or unknown ones.
 
     """
-    weights = full_weights(checkpoint)
+    weights = full_weights(checkpoint, average=has_average(checkpoint))
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(init), dtype="auto")
     expected = dict(model.named_parameters())
     tied = set(model.state_dict()) - set(expected) - set(dict(model.named_buffers()))
@@ -90,11 +93,12 @@ def trained_model(checkpoint: Path, init: Path) -> PreTrainedModel:
     return model
 
 
-def full_weights(checkpoint: Path, prefix: str = _PREFIX) -> dict[str, torch.Tensor]:
+def full_weights(checkpoint: Path, prefix: str = _PREFIX, average: bool = False) -> dict[str, torch.Tensor]:
     """The student's weights, joined over all ranks; float32 where the optimizer has them.
 
     Args:
         checkpoint: of any ZeRO stage and number of workers.
+        average: take the moving average in their place; the training must have kept it.
         prefix: weights whose names start so are returned, without it.
 
     Raises:
@@ -103,6 +107,9 @@ def full_weights(checkpoint: Path, prefix: str = _PREFIX) -> dict[str, torch.Ten
     """
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
+    if average:
+        with averaged_checkpoint(checkpoint) as averaged:
+            return full_weights(averaged, prefix)
     module_file = checkpoint / "mp_rank_00_model_states.pt"
     try:
         if list(checkpoint.glob("*_optim_states.pt")):

@@ -35,12 +35,38 @@ class CheckpointState:
     """See `TrainJob.identity`."""
     factors: dict[str, float] = field(default_factory=dict)
     """Of the objectives' weights, where they are balanced."""
+    best: dict[str, Any] | None = None
+    """The best evaluation so far, as of `trainer/held_out.py`."""
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint with the highest step."""
     found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and (path / "state.json").is_file()]
     return max(found, key=lambda path: path.name, default=None)
+
+
+def checkpoint_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:08d}"
+
+
+def checkpoint_to_export(folder: Path, best: bool) -> Path | None:
+    """The newest checkpoint, or the best one by the evaluations before the newest; None where there is none.
+
+    Raises:
+        DataError: the best one is asked for and gone, or no evaluation was finite.
+
+    """
+    newest = latest_checkpoint(folder)
+    if newest is None or not best:
+        return newest
+    record = read_state(newest).best
+    found = checkpoint_folder(folder, record["step"]) if record and record["step"] else None
+    if found is None or not (found / "state.json").is_file():
+        what = "no evaluation was recorded" if found is None else f"the best checkpoint, {found.name}, is gone"
+        fix = "set train.load_best_model_at_end to false to export the newest"
+        raise DataError(f"{what}, and train.load_best_model_at_end asks for it", where=str(folder), fix=fix)
+    return found
 
 
 def read_state(checkpoint: Path) -> CheckpointState:
@@ -77,13 +103,13 @@ def require_same_training(found: CheckpointState, asked: CheckpointState, checkp
 
 
 def save_checkpoint(engine: Any, folder: Path, state: CheckpointState, keep: int) -> None:
-    """Save on all ranks, commit on rank 0, remove all but the newest `keep`.
+    """Save on all ranks, commit on rank 0, remove all but the best one and the newest `keep`.
 
     Raises:
         DataError: the file system refuses.
 
     """
-    name = f"step-{state.step:08d}"
+    name = checkpoint_folder(folder, state.step).name
     temporary = folder / f".{name}.tmp"
     leader = torch.distributed.get_rank() == 0
     if leader:
@@ -97,8 +123,10 @@ def save_checkpoint(engine: Any, folder: Path, state: CheckpointState, keep: int
             (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n")
             shutil.rmtree(folder / name, ignore_errors=True)
             temporary.rename(folder / name)
+            best = checkpoint_folder(folder, state.best["step"]) if state.best else None
             for old in sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))[:-keep]:
-                shutil.rmtree(old)
+                if old != best:
+                    shutil.rmtree(old)
     except OSError as error:
         raise DataError(
             f"cannot write a checkpoint: {error}",

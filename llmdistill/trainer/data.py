@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from llmdistill.cache.order import StepPlan
@@ -140,9 +141,17 @@ class Step:
     micro_batches: list[MicroBatch]
     global_rows: int
     """Supervised rows of the whole step, over all ranks: known from the plan, without asking anyone."""
-    global_tokens: int
+    global_lengths_S: np.ndarray
+    """int32 [S]: tokens of each record of the whole step."""
+    keys: list[list[bytes]]
+    """Of the records of each micro-batch."""
     wait_seconds: float
     """How long the trainer waited for this step's data."""
+
+    @property
+    def global_tokens(self) -> int:
+        """Tokens of the whole step, over all ranks."""
+        return int(self.global_lengths_S.sum())
 
 
 def read_ahead(
@@ -163,7 +172,8 @@ def read_ahead(
             number,
             [collate(reader, sequences, sequence_length) for sequences in batches],
             int(reader.row_counts[everyone].sum()),
-            int(reader.token_counts[everyone].sum()),
+            reader.token_counts[everyone],
+            [[reader.keys[record] for sequence in sequences for record in sequence] for sequences in batches],
             0.0,
         )
 

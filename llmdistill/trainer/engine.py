@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from llmdistill.config.train import TrainConfig
+from llmdistill.student.average import track_average
 from llmdistill.trainer.model import DistillationModule
 from llmdistill.trainer.schedule import learning_rate_factor
 
@@ -69,6 +70,8 @@ def initialize(module: DistillationModule, train: TrainConfig, total_steps: int,
         betas=(train.adam_beta1, train.adam_beta2),
         fused=True,
     )
+    if train.ema_decay is not None:
+        track_average(optimizer, train.ema_decay)
     factor = functools.partial(
         learning_rate_factor, total_steps=total_steps, warmup_ratio=train.warmup_ratio, min_ratio=train.min_lr_ratio
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,14 @@ _FREE_TO_CHANGE = frozenset(
         "gradient_checkpointing",
         "offload_optimizer",
         "deepspeed",
+        "report_to",
+        "max_skipped_share",
+        "watchdog_timeout_s",
+        "wait_for_cache",
+        "cache_timeout_s",
+        "load_best_model_at_end",
+        "metric_for_best_model",
+        "early_stopping_patience",
     }
 )
 """Settings that change how a training runs and not what comes out."""
@@ -46,16 +53,26 @@ class TrainJob:
     teacher: Path | None = None
     """Model folder of the live teacher, where one is needed."""
 
-    def identity(self, record_keys: list[bytes]) -> dict[str, Any]:
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of the TensorBoard curves, beside the metrics."""
+        return self.metrics.parent / "tensorboard" / self.name
+
+    @property
+    def signs(self) -> Path:
+        """Folder in which the workers say what they do, and what stopped them."""
+        return self.metrics.parent / ".signs" / self.name
+
+    def identity(self, records: str) -> dict[str, Any]:
         """What must be equal for a checkpoint to be continued.
 
         Args:
-            record_keys: keys of the training records.
+            records: a hash that says which records it is trained on.
 
         """
         settings = {key: value for key, value in self.train.model_dump().items() if key not in _FREE_TO_CHANGE}
         return {
             "objectives": [objective.model_dump(mode="json") for objective in self.objectives],
-            "records": hashlib.blake2b(b"".join(sorted(record_keys)), digest_size=16).hexdigest(),
+            "records": records,
             **{f"train.{key}": value for key, value in json.loads(json.dumps(settings)).items()},
         }

@@ -12,6 +12,7 @@ from llmdistill.cluster import SHARE, TRAIN, require_resources
 from llmdistill.errors import LLMDistillError, WorkerDiedError
 from llmdistill.trainer.job import TrainJob
 from llmdistill.trainer.metrics import watched
+from llmdistill.trainer.signs import stall_message
 
 _START_ATTEMPTS = 10
 """How often Ray Train waits a minute for its workers before the training is given up."""
@@ -62,6 +63,8 @@ def launch(
                 return
             except TrainingFailedError as error:
                 cause = _cause(error)
+                if isinstance(cause, WorkerDiedError) and (stalled := stall_message(job.signs)):
+                    cause = WorkerDiedError(stalled)
                 if not isinstance(cause, WorkerDiedError) or attempt == job.train.max_restarts:
                     raise cause from error
                 _release()

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import time
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llmdistill.cache.order import StepPlan, plan_steps
 from llmdistill.cache.reader import CacheReader
 from llmdistill.config.objectives import earlier_student
-from llmdistill.errors import DataError, TrainingError
-from llmdistill.objectives.balance import balanced_factors
-from llmdistill.objectives.terms import weight_at
+from llmdistill.errors import DataError
 from llmdistill.student.creation import load_student
 from llmdistill.student.trainable import require_trainable
 from llmdistill.trainer.checkpoint import (
@@ -28,49 +26,24 @@ from llmdistill.trainer.checkpoint import (
     save_checkpoint,
     universal_checkpoint,
 )
+from llmdistill.trainer.course import Stretch, identity_of_records, stretches, total_steps
 from llmdistill.trainer.data import Step, read_ahead
 from llmdistill.trainer.engine import initialize
+from llmdistill.trainer.held_out import best_so_far, evaluate_held_out
 from llmdistill.trainer.job import TrainJob
 from llmdistill.trainer.live_teacher import LiveTeacher
-from llmdistill.trainer.metrics import MetricsFile
 from llmdistill.trainer.model import DistillationModule
+from llmdistill.trainer.signs import Signs, clear_signs
 from llmdistill.trainer.states import StateNeeds
-
-_MEASURE_EVERY = 10
-"""Logged steps between two with gradient norms per objective, which cost one more pass over the logits each."""
+from llmdistill.trainer.step import Stepper
+from llmdistill.trainer.trackers import TrainingLog
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-_MOST_SKIPPED = 50
-"""Steps in a row that may overflow in fp16 before the training gives up."""
-
-
-def make_plan(reader: CacheReader, job: TrainJob) -> StepPlan:
-    """The steps of a training, the same on every rank.
-
-    Raises:
-        DataError: no training record, no supervised row, or a record longer than a packed sequence.
-
-    """
-    records, _ = reader.split(job.held_out)
-    if not len(records) or not reader.row_counts[records].sum():
-        raise DataError("the cache holds no training record with supervised tokens", where=str(job.cache))
-    longest = int(reader.token_counts[records].max())
-    if longest > job.train.sequence_length:
-        raise DataError(
-            f"the longest record has {longest} tokens, train.sequence_length is {job.train.sequence_length}",
-            where=str(job.cache),
-            fix=f"use a train.sequence_length of at least {longest}",
-        )
-    sequences_per_step = job.train.tokens_per_step // job.train.sequence_length
-    return plan_steps(
-        reader.token_counts, records, job.train.epochs, job.train.seed, job.train.sequence_length, sequences_per_step
-    )
 
 
 def first_and_total_steps(job: TrainJob) -> tuple[int, int]:
     """Steps that are done already, and steps in all; raises as `make_plan` does."""
-    total = len(make_plan(CacheReader(job.cache), job))
+    total = total_steps(job)
     checkpoint = latest_checkpoint(job.checkpoints)
     return (read_state(checkpoint).step if checkpoint else 0), total
 
@@ -84,47 +57,127 @@ def run_training(job: TrainJob, last_step: int | None = None) -> None:
 
     Raises:
         DataError: data or checkpoint do not fit.
-        TrainingError: the loss is not finite.
+        TrainingError: too many steps were not finite.
 
     """
-    reader = CacheReader(job.cache)
-    plan = make_plan(reader, job)
     rank, num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    training, _ = reader.split(job.held_out)
-    keys = [reader.keys[number] for number in training]
+    if rank == 0:
+        clear_signs(job.signs)
+    torch.distributed.barrier()
+    with Signs(job.signs, rank, num_ranks, job.train.watchdog_timeout_s) as signs:
+        _Training(job, signs).run(last_step)
 
-    factors: dict[str, float] = {}
 
-    def state(step: int) -> CheckpointState:
-        return CheckpointState(step, len(plan), num_ranks, job.train.zero_stage, job.identity(keys), dict(factors))
+class _Training:
+    def __init__(self, job: TrainJob, signs: Signs) -> None:
+        self._job, self._signs = job, signs
+        self._rank, self._num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self._total = total_steps(job)
+        self._done = 0
+        self._saved = 0
+        self._factors: dict[str, float] = {}
+        self._best = best_so_far(job.train, None)
+        self._identity: dict[str, Any] = {}
+        self._engine: Any = None
+        self._log: TrainingLog | None = None
 
-    first = 0
-    checkpoint = latest_checkpoint(job.checkpoints)
-    if checkpoint is not None:
-        found = read_state(checkpoint)
-        require_same_training(found, state(found.step), checkpoint)
-        first = found.step
-        factors.update(found.factors)
-    if first == len(plan):
-        return
-    module = make_module(job, reader.spec.vocabulary_size)
-    engine = _engine(module, job, len(plan), checkpoint)
-    metrics = MetricsFile(job.metrics, job.name, first) if rank == 0 else None
-    steps = read_ahead(reader, plan, first, rank, num_ranks, job.train.micro_batch_size, job.train.sequence_length)
-    for step in steps:
-        values = _run_step(engine, step, job, num_ranks, len(plan), factors)
-        done = step.number + 1
-        last = done == len(plan)
-        evaluated = job.train.eval_steps is not None and (done % job.train.eval_steps == 0 or last)
+    def run(self, last_step: int | None) -> None:
+        job = self._job
+        course = stretches(job, self._rank, lambda: self._signs.mark("cache", self._done + 1))
+        stretch = next(course)
+        checkpoint = self._continue(stretch.reader)
+        if self._done == self._total or self._best.ends(job.train):
+            return
+        # Before any model is loaded: a service that is missing is said at once.
+        self._log = TrainingLog(job, self._done) if self._rank == 0 else None
+        try:
+            self._train(stretch, course, checkpoint, last_step)
+        finally:
+            if self._log:
+                self._log.close()
+
+    def _train(
+        self, stretch: Stretch, course: Iterator[Stretch], checkpoint: Path | None, last_step: int | None
+    ) -> None:
+        module = make_module(self._job, stretch.reader.spec.vocabulary_size)
+        flops = module.model_flops()
+        self._engine = _engine(module, self._job, self._total, checkpoint)
+        stepper = Stepper(self._engine, self._job, self._total, self._factors, flops, self._signs)
+        self._signs.mark("data", self._done + 1)
+        for step, reader in self._steps(stretch, course):
+            values = stepper.run(step)
+            self._done = step.number + 1
+            last = self._close(values, reader)
+            stepper.skips.check()
+            if last or self._done == last_step:
+                break
+            self._signs.mark("data", self._done + 1)
+        if self._saved < self._done != last_step:
+            # The epochs of a growing cache were done before train.max_steps.
+            self._save()
+        self._engine.destroy()
+
+    def _continue(self, reader: CacheReader) -> Path | None:
+        """Take over what the newest checkpoint says; None where there is none."""
+        job = self._job
+        self._identity = job.identity(identity_of_records(job, reader))
+        checkpoint = latest_checkpoint(job.checkpoints)
+        if checkpoint is not None:
+            found = read_state(checkpoint)
+            require_same_training(found, self._state(), checkpoint)
+            self._done = self._saved = found.step
+            self._factors.update(found.factors)
+            self._best = best_so_far(job.train, found.best)
+        self._signs.mark("start", self._done + 1)
+        return checkpoint
+
+    def _steps(self, stretch: Stretch, course: Iterator[Stretch]) -> Iterator[tuple[Step, CacheReader]]:
+        """The steps that are left, with the reader of their records."""
+        size, length = self._job.train.micro_batch_size, self._job.train.sequence_length
+        following: Stretch | None = stretch
+        while following is not None:
+            plan, before, waited = following.plan, following.first, following.wait_seconds
+            first = max(self._done - before, 0)
+            for step in read_ahead(following.reader, plan, first, self._rank, self._num_ranks, size, length):
+                if before + step.number == self._total:
+                    return
+                wait, waited = step.wait_seconds + waited, 0.0
+                yield dataclasses.replace(step, number=before + step.number, wait_seconds=wait), following.reader
+            following = next(course, None)
+
+    def _close(self, values: dict[str, Any], reader: CacheReader) -> bool:
+        """Evaluate, log and save where the settings ask for it; whether this was the last step."""
+        train, done = self._job.train, self._done
+        last = done == self._total
+        evaluated = train.eval_steps is not None and (done % train.eval_steps == 0 or last)
         if evaluated:
-            values |= evaluate_held_out(engine, reader, job, rank, num_ranks)
-        if metrics and (done % job.train.logging_steps == 0 or last or evaluated):
-            metrics.write(done, {"total_steps": len(plan), **values})
-        if done % job.train.save_steps == 0 or last:
-            save_checkpoint(engine, job.checkpoints, state(done), job.train.save_total_limit)
-        if done == last_step:
-            break
-    engine.destroy()
+            self._signs.mark("evaluation", done)
+            found = evaluate_held_out(self._engine, reader, self._job, self._signs, done)
+            self._best = self._best.after(done, found[train.metric_for_best_model])
+            values |= found
+        last = last or self._best.ends(train)
+        if self._log and (done % train.logging_steps == 0 or last or evaluated or "not_finite" in values):
+            self._log.write(done, {"total_steps": self._total, **values})
+        if done % train.save_steps == 0 or last or (train.load_best_model_at_end and self._best.step == done):
+            self._save()
+        return last
+
+    def _save(self) -> None:
+        self._signs.mark("checkpoint", self._done)
+        save_checkpoint(self._engine, self._job.checkpoints, self._state(), self._job.train.save_total_limit)
+        self._saved = self._done
+
+    def _state(self) -> CheckpointState:
+        keeps = self._job.train.load_best_model_at_end or self._job.train.early_stopping_patience is not None
+        return CheckpointState(
+            self._done,
+            self._total,
+            self._num_ranks,
+            self._job.train.zero_stage,
+            self._identity,
+            dict(self._factors),
+            asdict(self._best) if keeps else None,
+        )
 
 
 def _engine(module: DistillationModule, job: TrainJob, total_steps: int, checkpoint: Path | None) -> Any:
@@ -135,6 +188,12 @@ def _engine(module: DistillationModule, job: TrainJob, total_steps: int, checkpo
         engine = initialize(module, job.train, total_steps)
         load_checkpoint(engine, checkpoint)
         return engine
+    if job.train.ema_decay is not None:
+        raise DataError(
+            "the moving average of the weights cannot be split over another number of workers",
+            where=str(checkpoint),
+            fix=f"continue with train.workers {read_state(checkpoint).workers}",
+        )
     universal = universal_checkpoint(checkpoint)
     engine = initialize(module, job.train, total_steps, universal=True)
     load_checkpoint(engine, universal)
@@ -163,92 +222,3 @@ def make_module(job: TrainJob, vocabulary_size: int) -> DistillationModule:
     teacher, earlier = frozen(job.teacher, needs), frozen(earlier_student(job.objectives), StateNeeds())
     live_logits = job.train.soft_labels == "live"
     return DistillationModule(student, vocabulary_size, job.objectives, teacher, live_logits, earlier)
-
-
-@torch.no_grad()
-def evaluate_held_out(engine: Any, reader: CacheReader, job: TrainJob, rank: int, num_ranks: int) -> dict[str, float]:
-    """Mean of each objective over the supervised rows of the held-out records, the same on every rank."""
-    _, records = reader.split(job.held_out)
-    rows = int(reader.row_counts[records].sum())
-    if not rows:
-        raise DataError(
-            "there is no held-out record with supervised tokens",
-            where=str(job.cache),
-            fix="raise prompts.held_out, or leave train.eval_steps out",
-        )
-    size, length = job.train.micro_batch_size, job.train.sequence_length
-    plan = plan_steps(reader.token_counts, records, 1, job.train.seed, length, num_ranks * size)
-    sums = torch.zeros(len(job.objectives), device=engine.device)
-    engine.eval()
-    for step in read_ahead(reader, plan, 0, rank, num_ranks, size, length):
-        for micro_batch in step.micro_batches:
-            sums += engine(micro_batch.to(engine.device))[1]
-    engine.train()
-    torch.distributed.all_reduce(sums)
-    return {f"eval_{job.objectives[i].type}": value / rows for i, value in enumerate(sums.tolist())}
-
-
-def _run_step(
-    engine: Any, step: Step, job: TrainJob, num_ranks: int, total_steps: int, factors: dict[str, float]
-) -> dict[str, Any]:
-    """One optimizer step; with `train.balance_objectives` a measured one sets `factors` for those after it."""
-    started = time.monotonic()
-    learning_rate = engine.optimizer.param_groups[0]["lr"]
-    progress = step.number / max(total_steps - 1, 1)
-    measure = (step.number + 1) % (_MEASURE_EVERY * job.train.logging_steps) == 0
-    sums = torch.zeros(2, len(job.objectives), device=engine.device)
-    # DeepSpeed averages gradients over ranks and micro-batches; the factor turns that into the sum over the step's
-    # rows divided by their number, so that neither ranks nor accumulation weigh in.
-    factor = num_ranks * len(step.micro_batches) / max(step.global_rows, 1)
-    for micro_batch in step.micro_batches:
-        total, *micro_sums = engine(micro_batch.to(engine.device), progress, measure, factors)
-        engine.backward(total * factor)
-        engine.step()
-        sums += torch.stack(micro_sums)
-    torch.distributed.all_reduce(sums)
-    plain: dict[str, float] = {objective.type: weight_at(objective, progress) for objective in job.objectives}
-    weights = {name: weight * factors.get(name, 1.0) for name, weight in plain.items()}
-    values, norms = (sums[0] / max(step.global_rows, 1)).tolist(), (sums[1].sqrt() / max(step.global_rows, 1)).tolist()
-    loss = sum(weight * value for weight, value in zip(weights.values(), values, strict=True))
-    if not math.isfinite(loss):
-        raise TrainingError(f"the loss of step {step.number + 1} is {loss}", fix="lower train.lr")
-    skipped = _skipped_steps(engine, step.number + 1)
-    balance = {f"{name}_balance": factor for name, factor in factors.items()}
-    if job.train.balance_objectives and measure:
-        factors.update(balanced_factors(dict(zip(plain, norms, strict=True)), plain))
-    seconds = time.monotonic() - started + step.wait_seconds
-    return {
-        "loss": loss,
-        **dict(zip(weights, values, strict=True)),
-        **{f"{name}_weighted": weights[name] * value for name, value in zip(weights, values, strict=True)},
-        **{f"{name}_grad_norm": weights[name] * norm for name, norm in zip(weights, norms, strict=True) if measure},
-        **balance,
-        "learning_rate": learning_rate,
-        "grad_norm": float(engine.get_global_grad_norm() or 0.0),
-        **({"skipped_steps": skipped} if job.train.precision == "fp16" else {}),
-        "rows": step.global_rows,
-        "tokens": step.global_tokens,
-        "tokens_per_second": step.global_tokens / seconds,
-        "step_seconds": seconds,
-        "data_wait_seconds": step.wait_seconds,
-    }
-
-
-def _skipped_steps(engine: Any, step: int) -> int:
-    """Optimizer steps that DeepSpeed skipped so far, because fp16 gradients overflowed.
-
-    Raises:
-        TrainingError: the last `_MOST_SKIPPED` in a row.
-
-    """
-    skipped = int(engine.skipped_steps)
-    if skipped != getattr(engine, "skipped_before", 0):
-        engine.skipped_before, engine.skipped_in_a_row = skipped, getattr(engine, "skipped_in_a_row", 0) + 1
-    else:
-        engine.skipped_in_a_row = 0
-    if engine.skipped_in_a_row >= _MOST_SKIPPED:
-        raise TrainingError(
-            f"{_MOST_SKIPPED} steps in a row overflowed in fp16, the last is step {step}",
-            fix="use train.precision: bf16",
-        )
-    return skipped

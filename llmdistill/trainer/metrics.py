@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,14 +28,25 @@ class MetricsFile:
         self._path = path
         self._model = model
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_metrics(path) if line.get("model") != model or line["step"] <= first_step]
+        found = read_metrics(path)
+        kept = [line for line in found if line.get("model") != model or line["step"] <= first_step]
+        self.kept: list[dict[str, Any]] = [line for line in kept if line.get("model") == model]
+        """Lines of this model that stay."""
+        self.seen: int = max((line["step"] for line in found if line.get("model") == model), default=0)
+        """The last step that an earlier call logged, whether it is repeated or not."""
         path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        """Append the line of a finished step (the first is 1)."""
+    def write(self, step: int, values: dict[str, Any]) -> dict[str, Any]:
+        """Append the line of a finished step (the first is 1), and return it.
+
+        Numbers that are not finite are left out: JSON has no word for them.
+        """
         rounded = {key: _rounded(value) if isinstance(value, float) else value for key, value in values.items()}
+        finite = {key: value for key, value in rounded.items() if not isinstance(value, float) or math.isfinite(value)}
+        line = {"stage": "train", "model": self._model, "step": step, "time": round(time.time(), 3), **finite}
         with self._path.open("a") as stream:
-            stream.write(json.dumps({"stage": "train", "model": self._model, "step": step, **rounded}) + "\n")
+            stream.write(json.dumps(line) + "\n")
+        return line
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

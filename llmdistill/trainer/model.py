@@ -16,6 +16,7 @@ from llmdistill.objectives.targets import HeadTargets, TeacherTargets
 from llmdistill.objectives.terms import Term, make_terms, weight_at
 from llmdistill.student.head import logit_softcap
 from llmdistill.trainer.data import MicroBatch
+from llmdistill.trainer.flops import ModelFlops
 from llmdistill.trainer.live_teacher import LiveTeacher
 from llmdistill.trainer.self_distillation import SelfDistillationObjectives, Views
 from llmdistill.trainer.states import StateNeeds, States, forward_states, squared_gradient
@@ -71,6 +72,10 @@ class DistillationModule(nn.Module):
         """The head's weight [V, D], whole outside of ZeRO-3."""
         weight: nn.Parameter = self.student.get_output_embeddings().weight
         return weight
+
+    def model_flops(self) -> tuple[ModelFlops, ModelFlops | None]:
+        """Of the student, and of the live teacher where there is one; before ZeRO-3 takes the weights apart."""
+        return ModelFlops.of(self.student), ModelFlops.of(self._teacher.model) if self._teacher else None
 
     def forward(
         self,

@@ -19,6 +19,14 @@ from llmdistill.trainer.engine import deepspeed_config
         ({"deepspeed": {"zero_optimization": {"reduce_bucket_size": "auto"}}}, "zero_optimization.reduce_bucket_size"),
         ({"offload_optimizer": "cpu", "zero_stage": 0}, "needs a train.zero_stage of at least 1"),
         ({"precision": "int8"}, "'bf16', 'fp16' or 'fp32'"),
+        ({"load_best_model_at_end": True}, r"train\.load_best_model_at_end: needs train\.eval_steps"),
+        ({"early_stopping_patience": 1}, r"train\.early_stopping_patience: needs train\.eval_steps"),
+        ({"wait_for_cache": True}, r"train\.wait_for_cache: needs train\.max_steps"),
+        (
+            {"wait_for_cache": True, "max_steps": 9, "eval_steps": 1, "load_best_model_at_end": True},
+            "the held-out records of a cache that grows are not always the same",
+        ),
+        ({"report_to": ["comet"]}, "'wandb' or 'mlflow'"),
     ],
 )
 def test_what_is_refused(settings: dict[str, Any], message: str) -> None:  # case Z13

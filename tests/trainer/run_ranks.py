@@ -1,39 +1,78 @@
-"""Runs a training job in real processes over gloo, without Ray."""
+"""Runs training jobs in real processes over gloo, without Ray."""
 
 from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from llmdistill.errors import LLMDistillError
 from llmdistill.trainer.job import TrainJob
 
 
-def run_ranks(job: TrainJob) -> None:
-    """Train with `job.train.workers` processes; raises if one fails."""
+def run_ranks(job: TrainJob, before: Callable[[int], None] | None = None) -> None:
+    """Train with `job.train.workers` processes; raises if one fails.
+
+    Args:
+        job: the training.
+        before: called in each process with its rank; a function of a module.
+
+    """
+    _spawn(_rank, job.train.workers, ([job], before or nothing, None))
+
+
+def run_each(jobs: Sequence[TrainJob], folder: Path) -> list[str]:
+    """Train one job after the other in the same processes; the error of each on rank 0, or an empty text.
+
+    Args:
+        jobs: of the same number of workers.
+        folder: for the errors.
+
+    """
+    _spawn(_rank, jobs[0].train.workers, (list(jobs), nothing, folder))
+    return [(folder / f"error-{number}").read_text() for number in range(len(jobs))]
+
+
+def nothing(rank: int) -> None:
+    """Nothing; spawned processes need functions with a name."""
+
+
+def _spawn(function: Callable[..., None], workers: int, arguments: tuple[object, ...]) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, args=(job, port), nprocs=job.train.workers, join=True)
+    torch.multiprocessing.spawn(function, args=(port, *arguments), nprocs=workers, join=True)
 
 
-def _rank(rank: int, job: TrainJob, port: int) -> None:
+def _rank(rank: int, port: int, jobs: list[TrainJob], before: Callable[[int], None], errors: Path | None) -> None:
+    workers = jobs[0].train.workers
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
         RANK=str(rank),
         LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(job.train.workers),
+        WORLD_SIZE=str(workers),
         DS_ACCELERATOR="cpu",
     )
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=job.train.workers)
+    before(rank)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=workers)
     from llmdistill.trainer.loop import run_training
 
     try:
-        run_training(job)
+        for number, job in enumerate(jobs):
+            message = ""
+            try:
+                run_training(job)
+            except LLMDistillError as error:
+                if errors is None:
+                    raise
+                message = str(error)
+            if errors is not None and rank == 0:
+                (errors / f"error-{number}").write_text(message)
     finally:
         torch.distributed.destroy_process_group()
 

@@ -115,11 +115,13 @@ def test_an_export_with_an_empty_weight_is_refused_by_name(
 ) -> None:
     import llmdistill.export.huggingface as module
 
-    weights = full_weights(latest_checkpoint(reference[0] / "checkpoints"))
+    checkpoint = latest_checkpoint(reference[0] / "checkpoints")
+    assert checkpoint is not None
+    weights = full_weights(checkpoint)
     weights["model.layers.0.self_attn.q_proj.weight"] = torch.empty(0)
-    monkeypatch.setattr(module, "full_weights", lambda checkpoint: weights)
+    monkeypatch.setattr(module, "full_weights", lambda checkpoint, average: weights)
     with pytest.raises(DataError, match="q_proj"):
-        export_student(tmp_path, inputs[1], tmp_path / "student", tiny_teacher, "card")
+        export_student(checkpoint, inputs[1], tmp_path / "student", tiny_teacher, "card")
     assert not list(tmp_path.iterdir())
 
 
