@@ -69,11 +69,11 @@ def run_stages(config: RunConfig, until: str | None) -> None:
             fix="use `llmdistill train` under it, and the other commands without it",
         )
     earlier = earlier_student(config.objectives)
-    if earlier is not None and not (earlier / "config.json").is_file():
+    if earlier not in (None, "ema") and not Path(str(earlier), "config.json").is_file():
         raise ConfigError(
             f"'{earlier}' is no model folder",
             where="objectives: self_distillation.model",
-            fix="name the folder of an exported student, as RUN/student",
+            fix="name the folder of an exported student, as RUN/student, or ema",
         )
     run = stages.Run(config, RunFolder(Path(config.output).resolve()))
     folder = run.folder

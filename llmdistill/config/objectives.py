@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -273,7 +272,7 @@ def needs_teacher(objectives: Sequence[AnyObjective]) -> bool:
     return any(isinstance(objective, MappedConfig) for objective in objectives)
 
 
-def earlier_student(objectives: Sequence[AnyObjective]) -> Path | None:
-    """The model folder of the earlier student that an objective learns from, where one does."""
+def earlier_student(objectives: Sequence[AnyObjective]) -> str | None:
+    """What an objective learns from besides the teacher: a model folder, or `ema`."""
     found = [objective.model for objective in objectives if isinstance(objective, SelfDistillationConfig)]
-    return Path(found[0]) if found else None
+    return found[0] if found else None

@@ -11,7 +11,7 @@ from llmdistill.config.capture import CaptureConfig
 from llmdistill.config.cluster import ClusterConfig
 from llmdistill.config.evaluate import EvaluateConfig
 from llmdistill.config.export import ExportConfig
-from llmdistill.config.objectives import AnyObjective, AuxiliaryObjective, require_captured
+from llmdistill.config.objectives import AnyObjective, AuxiliaryObjective, earlier_student, require_captured
 from llmdistill.config.prompts import PromptsConfig
 from llmdistill.config.student import StudentConfig
 from llmdistill.config.teacher import TeacherConfig
@@ -64,6 +64,14 @@ class RunConfig(Section):
         known = ["eval_loss", *(f"eval_{objective.type}" for objective in self.objectives)]
         if self.train.metric_for_best_model not in known:
             raise ValueError(f"train.metric_for_best_model: must be one of {', '.join(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _the_average_is_kept(self) -> Self:
+        if earlier_student(self.objectives) == "ema" and self.train.ema_decay is None:
+            raise ValueError(
+                "self_distillation.model: ema needs train.ema_decay, for example 0.999; or name a model folder"
+            )
         return self
 
     @model_validator(mode="after")

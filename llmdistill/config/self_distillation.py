@@ -33,12 +33,13 @@ class ContrastiveConfig(ObjectiveConfig):
 
 
 class SelfDistillationConfig(ObjectiveConfig):
-    """Forward KL from an earlier state of the student, whole and frozen, to the student."""
+    """Forward KL from an earlier state of the student to the student, over the whole vocabulary."""
 
     type: Literal["self_distillation"]
     """Name of the objective."""
     model: str
-    """Model folder of the earlier state, for example `RUN/student` of the run before."""
+    """A model folder, for example `RUN/student` of the run before; or `ema`: the moving average of the weights that
+    `train.ema_decay` keeps, brought up to date after every step."""
     temperature: float = Field(default=1.0, gt=0.0)
     """Softmax temperature on both sides; the value is multiplied by its square."""
 

@@ -77,11 +77,10 @@ def _require_shared(config: RunConfig) -> None:
             "output",
             fix="write an absolute path on storage that every node of the cluster reaches",
         )
-    earlier = earlier_student(config.objectives)
     for key, model in (
         ("teacher.model", config.teacher.model),
         ("student.model", config.student.model),
-        ("objectives: self_distillation.model", earlier and str(earlier)),
+        ("objectives: self_distillation.model", earlier_student(config.objectives)),
     ):
         if model is not None and not Path(model).is_absolute() and Path(model).exists():
             raise ConfigError(

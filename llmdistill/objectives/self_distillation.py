@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 from torch.nn.functional import normalize
 
 from llmdistill.objectives.chunked_head import HeadSums, chunked_head
@@ -105,22 +104,3 @@ def mean_states(hidden_BTD: torch.Tensor, segments_BT: torch.Tensor, records: in
     states_RD = hidden_BTD[inside_BT].to(torch.promote_types(hidden_BTD.dtype, torch.float32))
     sums_ND = states_RD.new_zeros(records, states_RD.shape[1]).index_add(0, segments_BT[inside_BT], states_RD)
     return sums_ND / segments_BT[inside_BT].bincount(minlength=records).clamp_min(1).unsqueeze(1)
-
-
-@torch.no_grad()
-def update_ema(average: nn.Module, student: nn.Module, decay: float) -> None:
-    """Average ← decay · average + (1 - decay) · student, in place; a teacher made of the student's own past.
-
-    Keep the average in float32: in bfloat16 a step of 1 - decay = 0.001 rounds away. Source: Mean Teacher,
-    arXiv 1703.01780.
-
-    Args:
-        average: the same architecture as the student.
-        student: as it is now.
-        decay: 0 … 1; 0 copies.
-
-    """
-    for kept, current in zip(average.parameters(), student.parameters(), strict=True):
-        kept.lerp_(current.to(kept.dtype), 1 - decay)
-    for kept_buffer, buffer in zip(average.buffers(), student.buffers(), strict=True):
-        kept_buffer.copy_(buffer)

@@ -15,6 +15,7 @@ from llmdistill.config.objectives import earlier_student
 from llmdistill.errors import DataError
 from llmdistill.student.creation import load_student
 from llmdistill.student.trainable import require_trainable
+from llmdistill.trainer.average_teacher import follow_average
 from llmdistill.trainer.checkpoint import (
     CheckpointState,
     latest_checkpoint,
@@ -102,10 +103,15 @@ class _Training:
         module = make_module(self._job, stretch.reader.spec.vocabulary_size)
         flops = module.model_flops()
         self._engine = _engine(module, self._job, self._total, checkpoint)
+        average = module.earlier.model if module.earlier and earlier_student(self._job.objectives) == "ema" else None
+        if average and checkpoint is not None:
+            follow_average(average, module.student, self._engine)
         stepper = Stepper(self._engine, self._job, self._total, self._factors, flops, self._signs)
         self._signs.mark("data", self._done + 1)
         for step, reader in self._steps(stretch, course):
             values = stepper.run(step)
+            if average:
+                follow_average(average, module.student, self._engine)
             self._done = step.number + 1
             last = self._close(values, reader)
             stepper.skips.check()
@@ -219,6 +225,8 @@ def make_module(job: TrainJob, vocabulary_size: int) -> DistillationModule:
     def frozen(folder: Path | None, needs: StateNeeds) -> LiveTeacher | None:
         return None if folder is None else LiveTeacher.load(folder, dtype, vocabulary_size, needs).to(device)
 
-    teacher, earlier = frozen(job.teacher, needs), frozen(earlier_student(job.objectives), StateNeeds())
+    past = earlier_student(job.objectives)
+    folder = job.init if past == "ema" else None if past is None else Path(past)
+    teacher, earlier = frozen(job.teacher, needs), frozen(folder, StateNeeds())
     live_logits = job.train.soft_labels == "live"
     return DistillationModule(student, vocabulary_size, job.objectives, teacher, live_logits, earlier)

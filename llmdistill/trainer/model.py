@@ -65,7 +65,7 @@ class DistillationModule(nn.Module):
         self.objectives = ObjectivesHead(student, vocabulary_size, objectives, teacher)
         self.needs = StateNeeds.of(objectives)
         self._teacher = teacher
-        self._earlier = earlier
+        self.earlier = earlier
         self._live_logits = live_logits
 
     def head_weight(self) -> nn.Parameter:
@@ -96,9 +96,7 @@ class DistillationModule(nn.Module):
             targets = self._teacher.targets(teacher_states, batch)
         else:
             targets = batch.targets(self.objectives.vocabulary_size)
-        earlier = (
-            self._earlier.targets(self._earlier.states(batch), batch) if self._earlier and batch.has_rows else None
-        )
+        earlier = self.earlier.targets(self.earlier.states(batch), batch) if self.earlier and batch.has_rows else None
         passes = Passes(states, teacher_states, views, earlier)
         sums: Sums = self.objectives(passes, self.head_weight(), targets, batch, progress, measure_gradients, factors)
         return sums

@@ -2,9 +2,8 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
-from llmdistill.objectives.self_distillation import contrastive, deep_supervision, mean_states, update_ema
+from llmdistill.objectives.self_distillation import contrastive, deep_supervision, mean_states
 from llmdistill.objectives.total import row_sums
 from tests.objectives.makers import FLOAT, dense, random_logits
 from tests.objectives.test_worked_values import term
@@ -34,6 +33,7 @@ def test_contrastive_by_hand() -> None:
     assert found.tolist() == pytest.approx([math.log(1 + math.exp(-2))] * 2)
     assert contrastive(first, first.flip(0), temperature=0.5)[0].item() == pytest.approx(math.log(1 + math.exp(2)))
     assert contrastive(first[:1], first[1:]).item() == 0.0
+    assert contrastive(first, first, groups_N=torch.tensor([0, 1])).tolist() == [0.0, 0.0]
     torch.autograd.gradcheck(contrastive, (random_logits(3, 4, 0).requires_grad_(), random_logits(3, 4, 1)))
 
 
@@ -41,12 +41,3 @@ def test_mean_states_of_packed_records() -> None:
     hidden = torch.arange(8.0).reshape(1, 4, 2).repeat(2, 1, 1)
     segments = torch.tensor([[0, 0, 1, -1], [2, -1, -1, -1]])
     assert mean_states(hidden, segments, 4).tolist() == [[1.0, 2.0], [4.0, 5.0], [0.0, 1.0], [0.0, 0.0]]
-
-
-def test_ema() -> None:
-    average, student = nn.Linear(2, 2), nn.Linear(2, 2)
-    before = average.weight.detach().clone()
-    update_ema(average, student, 0.9)
-    torch.testing.assert_close(average.weight.detach(), 0.9 * before + 0.1 * student.weight.detach())
-    update_ema(average, student, 0.0)
-    torch.testing.assert_close(average.bias, student.bias)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,3 +124,26 @@ def test_stages_and_ranks_do_not_change_it(folders: tuple[Path, Path], tmp_path:
         losses.append([[line[one.type] for one in objectives] for line in read_metrics(job.metrics)])
     assert len(losses[0]) > 2
     torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-3, atol=1e-4)
+
+
+def test_the_average_of_the_weights_is_a_teacher_at_any_stage_and_after_a_restart(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    make_cache(tmp_path / "cache", records=16)
+    objectives = parse({"type": "forward_kl"}, {"type": "self_distillation", "model": "ema"})
+    losses = []
+    for stage in (2, 3):
+        settings = {"zero_stage": stage, "ema_decay": 0.5, "save_steps": 2, "save_total_limit": 9}
+        job = job_for(tmp_path / str(stage), tmp_path / "cache", folders[0], epochs=2, **settings)
+        job = replace(job, objectives=objectives)
+        run_ranks(job)
+        calm = [line["self_distillation"] for line in read_metrics(job.metrics)]
+        assert len(calm) > 3
+        assert abs(calm[0]) < 1e-4 < calm[1]
+        losses.append(calm)
+    for later in sorted(job.checkpoints.glob("step-*"))[1:]:
+        shutil.rmtree(later)
+    run_ranks(job)
+    losses.append([line["self_distillation"] for line in read_metrics(job.metrics)])
+    torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(losses[2]), torch.tensor(losses[1]), rtol=1e-5, atol=1e-6)
