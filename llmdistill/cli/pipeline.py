@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import json
 import operator
 import os
@@ -68,13 +69,7 @@ def run_stages(config: RunConfig, until: str | None) -> None:
             "a launcher like torchrun runs the training alone",
             fix="use `llmdistill train` under it, and the other commands without it",
         )
-    earlier = earlier_student(config.objectives)
-    if earlier not in (None, "ema") and not Path(str(earlier), "config.json").is_file():
-        raise ConfigError(
-            f"'{earlier}' is no model folder",
-            where="objectives: self_distillation.model",
-            fix="name the folder of an exported student, as RUN/student, or ema",
-        )
+    _require_parts(config)
     run = stages.Run(config, RunFolder(Path(config.output).resolve()))
     folder = run.folder
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -102,6 +97,29 @@ def run_stages(config: RunConfig, until: str | None) -> None:
 def _finished(folder: RunFolder) -> dict[str, str]:
     found: dict[str, str] = json.loads(folder.stages.read_text()) if folder.stages.is_file() else {}
     return found
+
+
+def _require_parts(config: RunConfig) -> None:
+    """What only the training needs, looked for before the teacher is paid.
+
+    Raises:
+        ConfigError: an earlier student or a package is not there.
+
+    """
+    earlier = earlier_student(config.objectives)
+    if earlier not in (None, "ema") and not Path(str(earlier), "config.json").is_file():
+        raise ConfigError(
+            f"'{earlier}' is no model folder",
+            where="objectives: self_distillation.model",
+            fix="name the folder of an exported student, as RUN/student, or ema",
+        )
+    for name in config.train.report_to:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"the package {name} is not installed",
+                where="train.report_to",
+                fix=f"pip install {name} in the environment of the trainers, or leave it out",
+            )
 
 
 def _note_seconds(folder: RunFolder, stage: str, seconds: float) -> None:

@@ -10,6 +10,30 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from llmdistill.config.base import Section
 from llmdistill.errors import ConfigError
 
+FREE_TO_CHANGE = frozenset(
+    {
+        "save_steps",
+        "save_total_limit",
+        "logging_steps",
+        "eval_steps",
+        "workers",
+        "micro_batch_size",
+        "max_restarts",
+        "gradient_checkpointing",
+        "offload_optimizer",
+        "deepspeed",
+        "report_to",
+        "max_skipped_share",
+        "watchdog_timeout_s",
+        "wait_for_cache",
+        "cache_timeout_s",
+        "load_best_model_at_end",
+        "metric_for_best_model",
+        "early_stopping_patience",
+    }
+)
+"""Settings that change how a training runs and not what comes out."""
+
 
 class TrainConfig(Section):
     """Optimisation, batch shape, sharding and checkpoints."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmdistill.config.run import RunConfig
+from llmdistill.config.train import FREE_TO_CHANGE
 from llmdistill.preflight.facts import Facts
 from llmdistill.preflight.findings import Finding, error, ok, warning
 from llmdistill.preflight.volume import Volume
@@ -13,9 +14,6 @@ from llmdistill.preflight.volume import Volume
 _CACHE_KEYS = ("prompts.mode", "teacher.model", "teacher.engine", "teacher.dtype", "capture.")
 _SAMPLING = "teacher.sampling."
 _FREE = ("teacher.sampling.samples", "teacher.sampling.seed", "capture.compression")
-_TRAINING_FREE = (
-    "train.save_steps", "train.save_total_limit", "train.logging_steps", "train.workers", "train.micro_batch_size",
-)  # fmt: skip
 _SHOWN = 3
 
 
@@ -41,7 +39,7 @@ def check_batch(config: RunConfig, facts: Facts, volume: Volume | None) -> list[
                 " more prompts",
             )
         ]
-    return [ok("batch", f"{what}; up to {steps:,.0f} steps")]
+    return [ok("batch", f"{what}; up to {min(steps, train.max_steps or steps):,.0f} steps")]
 
 
 def check_output(config: RunConfig, facts: Facts) -> list[Finding]:
@@ -84,7 +82,8 @@ def _of_cache(key: str, config: RunConfig) -> bool:
 
 
 def _of_training(key: str) -> bool:
-    return key.startswith(("objectives", "student.", "train.")) and key not in _TRAINING_FREE
+    section, _, setting = key.partition(".")
+    return section in ("objectives", "student") or (section == "train" and setting.split(".")[0] not in FREE_TO_CHANGE)
 
 
 def _listed(differing: Mapping[str, tuple[Any, Any]]) -> str:

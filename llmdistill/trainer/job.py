@@ -8,31 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmdistill.config.objectives import AnyObjective
-from llmdistill.config.train import TrainConfig
-
-_FREE_TO_CHANGE = frozenset(
-    {
-        "save_steps",
-        "save_total_limit",
-        "logging_steps",
-        "eval_steps",
-        "workers",
-        "micro_batch_size",
-        "max_restarts",
-        "gradient_checkpointing",
-        "offload_optimizer",
-        "deepspeed",
-        "report_to",
-        "max_skipped_share",
-        "watchdog_timeout_s",
-        "wait_for_cache",
-        "cache_timeout_s",
-        "load_best_model_at_end",
-        "metric_for_best_model",
-        "early_stopping_patience",
-    }
-)
-"""Settings that change how a training runs and not what comes out."""
+from llmdistill.config.train import FREE_TO_CHANGE, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -70,7 +46,7 @@ class TrainJob:
             records: a hash that says which records it is trained on.
 
         """
-        settings = {key: value for key, value in self.train.model_dump().items() if key not in _FREE_TO_CHANGE}
+        settings = {key: value for key, value in self.train.model_dump().items() if key not in FREE_TO_CHANGE}
         return {
             "objectives": [objective.model_dump(mode="json") for objective in self.objectives],
             "records": records,
