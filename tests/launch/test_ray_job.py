@@ -118,7 +118,15 @@ def test_an_interrupt_stops_the_job(hosts: Hosts, tiny_teacher: Path, tmp_path: 
     slow = ["teacher.requests_per_shard=1", "teacher.replicas=1", "teacher.sampling.samples=50"]
     command = hosts.at("l", sys.executable, "-m", "llmdistill", "launch", "ray", config, *slow)
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, stderr=log, env=environment, cwd=tmp_path, start_new_session=True)
+        # A shell that starts these tests in the background lets them, and what they start, ignore Ctrl-C.
+        process = subprocess.Popen(
+            command,
+            stderr=log,
+            env=environment,
+            cwd=tmp_path,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
     try:
         deadline = time.monotonic() + 400
         while not list(tmp_path.glob("run/cache/shards/*.safetensors")):

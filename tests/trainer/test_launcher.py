@@ -52,7 +52,7 @@ def test_a_dead_or_hanging_worker_restarts_at_the_newest_checkpoint_and_errors_d
     run_ranks(calm)
     expected = [line["loss"] for line in read_metrics(calm.metrics)]
     # A worker that is stopped is not dead: it only shows no sign of life any more.
-    for sent, timeout, message in ((signal.SIGKILL, 540.0, ""), (signal.SIGSTOP, 6.0, "no sign of life in 6 s")):
+    for sent, timeout, message in ((signal.SIGKILL, 540.0, ""), (signal.SIGSTOP, 10.0, "no sign of life in 10 s")):
         messages: list[str] = []
         folder, others = tmp_path / sent.name, set(training_workers())
         job = job_for(folder, tmp_path / "cache", tmp_path / "init", epochs=8, watchdog_timeout_s=timeout)
