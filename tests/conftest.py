@@ -50,14 +50,11 @@ def tokenizer(teacher_folder: Path):
 @pytest.fixture(scope="session")
 def tiny_teacher(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random LLaMA of 4 layers and width 64 with the real tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     from llmdistill.student.folder import copy_tokenizer
+    from tests.helpers import save_random_llama
 
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("tiny_teacher")
-    config = LlamaConfig(
+    folder = save_random_llama(
+        tmp_path_factory.mktemp("tiny_teacher"),
         vocab_size=49152,
         hidden_size=64,
         intermediate_size=128,
@@ -70,9 +67,7 @@ def tiny_teacher(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory)
         eos_token_id=2,
         pad_token_id=2,
         tie_word_embeddings=True,
-        initializer_range=0.2,
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(str(folder))
     copy_tokenizer(teacher_folder, folder)
     return folder
 

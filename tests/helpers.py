@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,3 +48,13 @@ def make_cache(
         write_shard(shard_folder(folder), made[start : start + shard], spec, "fake-1")
     write_index(folder)
     return made
+
+
+def save_random_llama(folder: Path, **config: Any) -> Path:
+    """A LLaMA with large random weights in bfloat16, the same for the same arguments; returns the folder."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**config, initializer_range=0.2)).to(torch.bfloat16).save_pretrained(str(folder))
+    return folder

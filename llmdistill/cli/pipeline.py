@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 import json
 import operator
 import os
@@ -106,6 +105,8 @@ def _require_parts(config: RunConfig) -> None:
         ConfigError: an earlier student or a package is not there.
 
     """
+    from llmdistill.trainer.trackers import require_services
+
     earlier = earlier_student(config.objectives)
     if earlier not in (None, "ema") and not Path(str(earlier), "config.json").is_file():
         raise ConfigError(
@@ -113,13 +114,7 @@ def _require_parts(config: RunConfig) -> None:
             where="objectives: self_distillation.model",
             fix="name the folder of an exported student, as RUN/student, or ema",
         )
-    for name in config.train.report_to:
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(
-                f"the package {name} is not installed",
-                where="train.report_to",
-                fix=f"pip install {name} in the environment of the trainers, or leave it out",
-            )
+    require_services(config.train)
 
 
 def _note_seconds(folder: RunFolder, stage: str, seconds: float) -> None:

@@ -127,15 +127,16 @@ def check_memory(
     if machine.gpus:
         found = [_gpu_training(config, machine, training.total)]
         return found if config.teacher.server else [_gpu_teacher(config, machine, teacher), *found]
-    width = config.teacher.tensor_parallel
-    replicas = max(machine.cpus // width, 1) if config.teacher.replicas == "auto" else config.teacher.replicas
-    replica = teacher_memory(config, teacher, 1)
-    fleet = replicas * (replica.weights + config.teacher.kv_cache_gib * 2**30 + replica.logprobs)
     workers = config.train.workers * training.total
-    held = f"this machine has {size(machine.memory_bytes)}"
-    what = f"{replicas} replicas take {size(fleet)}, {config.train.workers} training workers {size(workers)}; {held}"
-    if config.teacher.engine == "vllm" and fleet > machine.memory_bytes:
-        return [cannot("memory", what, "use fewer teacher.replicas, a smaller teacher, or GPUs")]
+    what = f"{config.train.workers} training workers {size(workers)}; this machine has {size(machine.memory_bytes)}"
+    if config.teacher.engine == "vllm":
+        width = config.teacher.tensor_parallel
+        replicas = max(machine.cpus // width, 1) if config.teacher.replicas == "auto" else config.teacher.replicas
+        replica = teacher_memory(config, teacher, 1)
+        fleet = replicas * (replica.weights + config.teacher.kv_cache_gib * 2**30 + replica.logprobs)
+        what = f"{replicas} replicas take {size(fleet)}, {what}"
+        if fleet > machine.memory_bytes:
+            return [cannot("memory", what, "use fewer teacher.replicas, a smaller teacher, or GPUs")]
     if workers > machine.memory_bytes:
         return [
             cannot("memory", what, "use a smaller student, train.micro_batch_size or train.sequence_length, or GPUs")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llmdistill.cache.storage import commit_bytes
+from llmdistill.config.train import TrainConfig
 from llmdistill.errors import ConfigError
 from llmdistill.trainer.job import TrainJob
 from llmdistill.trainer.metrics import MetricsFile
@@ -74,7 +75,7 @@ def make_trackers(job: TrainJob, kept: Sequence[dict[str, Any]], seen: int) -> l
 
     """
     services: dict[str, Callable[..., Tracker]] = {"wandb": WandbTracker, "mlflow": MLflowTracker}
-    modules = {name: _imported(name) for name in job.train.report_to}
+    modules = require_services(job.train)
     ids = _Ids(job.metrics.parent / "trackers.json", job.name)
     trackers: list[Tracker] = [TensorBoardTracker(job.tensorboard, kept)]
     return trackers + [services[name](module, job, ids, seen) for name, module in modules.items()]
@@ -85,15 +86,24 @@ def numbers_of(values: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in values.items() if name not in _PLACE and isinstance(value, (int, float))}
 
 
-def _imported(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(
-            f"the package {name} cannot be imported ({error})",
-            where="train.report_to",
-            fix=f"pip install {name} in the environment of the trainers, or leave it out",
-        ) from None
+def require_services(train: TrainConfig) -> dict[str, Any]:
+    """The packages of `train.report_to`, by name.
+
+    Raises:
+        ConfigError: one cannot be imported.
+
+    """
+    found: dict[str, Any] = {}
+    for name in train.report_to:
+        try:
+            found[name] = importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigError(
+                f"the package {name} cannot be imported ({error})",
+                where="train.report_to",
+                fix=f"pip install {name} in the environment of the trainers, or leave it out",
+            ) from None
+    return found
 
 
 class _Ids:

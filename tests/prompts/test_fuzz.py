@@ -82,8 +82,11 @@ def test_json(tmp_path: Path, content: bytes) -> None:
 @fuzz
 @given(contents)
 def test_csv(tmp_path: Path, content: bytes) -> None:
-    outcome(tmp_path / "a.csv", b"text,id\n" + content)
-    outcome(tmp_path / "a.csv", content)
+    for whole in (b"text,id\n" + content, content):
+        rows = outcome(tmp_path / "a.csv", whole)
+        assert rows is None or len(rows) <= whole.count(b"\n") + whole.count(b"\r"), (
+            "more rows than lines below the header"
+        )
 
 
 @fuzz

@@ -15,7 +15,7 @@ from transformers import (
 
 from llmdistill.config.student import FromTeacherConfig
 from llmdistill.errors import ConfigError
-from llmdistill.student.creation import create_from_model, create_from_teacher
+from llmdistill.student.creation import create_from_model, create_from_teacher, load_student
 from llmdistill.student.cutting import keep_layers
 from llmdistill.student.folder import TOKENIZER_FILES, generation_config
 from llmdistill.student.layer_config import keep_layers_in_config
@@ -165,6 +165,11 @@ def test_a_student_whose_logits_are_more_than_its_head_is_refused() -> None:
     blind.config.model_type = "a family without positions"
     with pytest.raises(ConfigError, match="see each other in BloomForCausalLM"):
         require_trainable(blind)
+
+
+def test_rounding_of_a_deep_model_is_no_leak(teacher_folder: Path) -> None:
+    """In bfloat16 a row of the real teacher moves by more than its own size with the shape of the batch."""
+    require_trainable(load_student(teacher_folder, torch.bfloat16))
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float32", "float16"])

@@ -13,7 +13,7 @@ import torch
 from llmdistill.cache.index import shard_folder, write_index
 from llmdistill.cache.shard import encode_records, put_shard, record_checksums, shard_name
 from llmdistill.trainer.job import TrainJob
-from tests.helpers import SPEC, make_cache, make_record
+from tests.helpers import SPEC, make_cache, make_record, save_random_llama
 from tests.trainer.run_ranks import job_for, run_each
 
 BAD_RECORD = 5
@@ -31,10 +31,8 @@ class Trained:
 
 def tiny_student(folder: Path) -> Path:
     """A random LLaMA of two layers for the vocabulary of `tests.helpers.SPEC`, with untied embeddings."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
+    return save_random_llama(
+        folder,
         vocab_size=1024,
         hidden_size=32,
         intermediate_size=64,
@@ -42,10 +40,7 @@ def tiny_student(folder: Path) -> Path:
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=16,
-        initializer_range=0.2,
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(str(folder))
-    return folder
 
 
 def broken_student(good: Path, folder: Path) -> Path:

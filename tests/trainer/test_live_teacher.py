@@ -23,7 +23,7 @@ from llmdistill.export.huggingface import full_weights
 from llmdistill.student.creation import create_from_teacher, load_student
 from llmdistill.student.trainable import require_trainable
 from llmdistill.trainer.checkpoint import latest_checkpoint
-from llmdistill.trainer.data import collate
+from llmdistill.trainer.data import MicroBatch, collate
 from llmdistill.trainer.live_teacher import LiveTeacher
 from llmdistill.trainer.metrics import read_metrics
 from llmdistill.trainer.model import DistillationModule
@@ -53,6 +53,13 @@ def make_module(student: Path, teacher: Path, *objectives: dict, live: bool = Fa
     loaded = load_student(student, torch.float32, needs.attention_implementation)
     beside = LiveTeacher.load(teacher, torch.float32, SPEC.vocabulary_size, needs)
     return DistillationModule(loaded, SPEC.vocabulary_size, parsed, beside, live)
+
+
+def dense_logits(folder: Path, batch: MicroBatch) -> torch.Tensor:
+    """A model's logits on the supervised rows [R, real vocabulary], the plain way, float64 of a float32 pass."""
+    model = load_student(folder, torch.float32)
+    logits_BTV = model(batch.token_ids_BT, position_ids=batch.positions_BT, use_cache=False).logits
+    return logits_BTV.flatten(0, 1)[batch.row_slots_R, : SPEC.vocabulary_size].double().detach()
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +101,7 @@ def test_live_logits_are_the_whole_distribution_at_any_temperature(
     same = make_module(tiny_teacher, tiny_teacher, *objectives, live=True)
     assert same(batch)[1].abs().max() < 1e-3
     found = make_module(student_folder, tiny_teacher, *objectives, live=True)(batch)[1]
-    logits = [
-        load_student(folder, torch.float32)(batch.token_ids_BT, position_ids=batch.positions_BT, use_cache=False)
-        .logits.flatten(0, 1)[batch.row_slots_R, : SPEC.vocabulary_size]
-        .double()
-        for folder in (tiny_teacher, student_folder)
-    ]
+    logits = [dense_logits(folder, batch) for folder in (tiny_teacher, student_folder)]
     p, q = ((side / 2).log_softmax(1) for side in logits)
     forward = 4 * (p.exp() * (p - q)).sum()
     p, q = (side.log_softmax(1) for side in logits)

@@ -21,7 +21,7 @@ from llmdistill.trainer.model import DistillationModule
 from llmdistill.trainer.states import StateNeeds
 from tests.helpers import SPEC, make_cache
 from tests.trainer.run_ranks import job_for, run_ranks
-from tests.trainer.test_live_teacher import parse
+from tests.trainer.test_live_teacher import dense_logits, parse
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +90,7 @@ def test_an_earlier_student_gives_its_whole_distribution(folders: tuple[Path, Pa
     assert abs(make_module(earlier, earlier, objective)(batch)[1].item()) < 1e-3
     module = make_module(student, earlier, objective)
     total, values, squares = module(batch, 1.0, True)
-    logits = [
-        load_student(folder, torch.float32)(batch.token_ids_BT, position_ids=batch.positions_BT, use_cache=False)
-        .logits.flatten(0, 1)[batch.row_slots_R, : SPEC.vocabulary_size]
-        .double()
-        for folder in (earlier, student)
-    ]
+    logits = [dense_logits(folder, batch) for folder in (earlier, student)]
     p, q = ((side / 2).log_softmax(1) for side in logits)
     assert values.item() == pytest.approx(4 * float((p.exp() * (p - q)).sum()), rel=1e-4)
     assert squares.item() == pytest.approx(4 * float((q.exp() - p.exp()).square().sum()), rel=1e-3)
