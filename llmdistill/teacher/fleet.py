@@ -206,6 +206,8 @@ class _Fleet:
         return self.dispatcher.flying() > 0 if drain.is_set() else self.dispatcher.busy()
 
     def wait(self, drain: threading.Event) -> None:
+        if not drain.is_set():
+            self._fill()
         if self._calls:
             done, _ = ray.wait(list(self._calls), num_returns=1, timeout=_POLL_SECONDS)
         else:
@@ -225,8 +227,6 @@ class _Fleet:
                 self._lose(call, "it gave no sign of life in time")
         if now - self._looked >= _POLL_SECONDS:
             self._look_at_nodes(now, drain)
-        if not drain.is_set():
-            self._fill()
         if self._first_ready is not None:
             self.report.seconds = now - self._first_ready
 
