@@ -13,6 +13,7 @@ from llmdistill.config.evaluate import EvaluateConfig
 from llmdistill.config.export import ExportConfig
 from llmdistill.config.objectives import AnyObjective, AuxiliaryObjective, earlier_student, require_captured
 from llmdistill.config.prompts import PromptsConfig
+from llmdistill.config.rounds import RoundsConfig
 from llmdistill.config.student import StudentConfig
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.config.train import TrainConfig
@@ -35,6 +36,8 @@ class RunConfig(Section):
     """What it is trained on."""
     train: TrainConfig = TrainConfig()
     """How it is trained."""
+    rounds: RoundsConfig | None = None
+    """With what the student writes itself, in rounds; null: on the cache alone."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """What is measured."""
     export: ExportConfig = ExportConfig()
@@ -64,6 +67,18 @@ class RunConfig(Section):
         known = ["eval_loss", *(f"eval_{objective.type}" for objective in self.objectives)]
         if self.train.metric_for_best_model not in known:
             raise ValueError(f"train.metric_for_best_model: must be one of {', '.join(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_say_how_long(self) -> Self:
+        train = self.train
+        if self.rounds is None:
+            return self
+        for name, given in (("max_steps", train.max_steps is not None), ("wait_for_cache", train.wait_for_cache)):
+            if given:
+                raise ValueError(f"train.{name}: rounds.count × rounds.steps say how long the training is; leave it out")
+        if self.capture.hidden_layers:
+            raise ValueError("capture.hidden_layers: the student's text has none; leave them out, or the rounds")
         return self
 
     @model_validator(mode="after")
