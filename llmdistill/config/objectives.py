@@ -9,12 +9,12 @@ from pydantic import Field, model_validator
 
 from llmdistill.config.self_distillation import SelfDistillationConfig, SelfDistillationObjective
 from llmdistill.config.structure import MappedConfig, StructureObjective
-from llmdistill.config.weighting import ObjectiveConfig, ScheduleConfig
+from llmdistill.config.weighting import ScheduleConfig, TextObjectiveConfig
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-class TemperedConfig(ObjectiveConfig):
+class TemperedConfig(TextObjectiveConfig):
     """A divergence between the teacher's distribution and the student's."""
 
     temperature: float = Field(default=1.0, gt=0.0)
@@ -130,21 +130,21 @@ class TAIDConfig(TemperedConfig):
     """Share of the steps after which the target is the teacher."""
 
 
-class HardCEConfig(ObjectiveConfig):
+class HardCEConfig(TextObjectiveConfig):
     """Cross-entropy of the student on the tokens of the data; needs `prompts.mode: score`."""
 
     type: Literal["hard_ce"]
     """Name of the objective."""
 
 
-class SequenceCEConfig(ObjectiveConfig):
+class SequenceCEConfig(TextObjectiveConfig):
     """Cross-entropy of the student on the tokens of the response."""
 
     type: Literal["sequence_ce"]
     """Name of the objective."""
 
 
-class ZLossConfig(ObjectiveConfig):
+class ZLossConfig(TextObjectiveConfig):
     """Square of the student's log-normaliser, which keeps its logits small."""
 
     type: Literal["z_loss"]
@@ -250,6 +250,11 @@ def _require_policy(objective: AnyObjective, where: str, mode: str, sampling: tu
         raise ValueError(
             f"{where}.tail: ground_truth holds at temperature 1 only, not at {objective.temperature:g}; use tail:"
             " bucket, or temperature 1.0"
+        )
+    if objective.text == "student":
+        raise ValueError(
+            f"{where}.tail: ground_truth is unbiased only on tokens that the teacher drew, not on the student's; use"
+            " tail: bucket, or text: teacher"
         )
 
 

@@ -24,6 +24,8 @@ class Targets:
     """int64 [R]: the token that really follows each row."""
     row_weights_R: torch.Tensor | None = None
     """[R]: factor of the row's value in every objective, from its record (a score, a filter, best of n); None is 1."""
+    student_rows_R: torch.Tensor | None = None
+    """bool [R]: the student wrote the row's record; None where nobody asks."""
 
     def rows(self, start: int, stop: int) -> Self:
         """The rows start … stop - 1."""

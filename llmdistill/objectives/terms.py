@@ -48,13 +48,15 @@ class Term:
     """One objective of the total, all its numbers fixed."""
 
     name: str
-    """The objective's type."""
+    """The objective's name."""
     weight: float
     """Factor in the total."""
     values: Callable[[Rows], torch.Tensor]
     """A value per row [R], float32 or better, without weight and without T²."""
     temperature: float = 1.0
     """T of the softmaxes; the reduction multiplies by T²."""
+    text: Literal["all", "teacher", "student"] = "all"
+    """Whose text it looks at; the reduction sets the values of other rows to 0."""
 
 
 def make_terms(
@@ -65,7 +67,7 @@ def make_terms(
     Args:
         objectives: as configured; those on inner states are left out.
         progress: 0 at the first step, 1 at the last.
-        factors: objective type → factor of its weight, where objectives are balanced.
+        factors: objective name → factor of its weight, where objectives are balanced.
 
     """
     chosen = [objective for objective in objectives if isinstance(objective, LogitObjective)]
@@ -87,14 +89,14 @@ def _factor(schedule: ScheduleConfig | None, progress: float) -> float:
 def _term(objective: LogitObjective, progress: float) -> Term:
     weight = weight_at(objective, progress)
     if isinstance(objective, (HardCEConfig, SequenceCEConfig, ZLossConfig)):
-        return Term(objective.type, weight, _TOKEN_VALUES[objective.type])
+        return Term(objective.name, weight, _TOKEN_VALUES[objective.type], text=objective.text)
     temperature = objective.temperature * _factor(objective.temperature_schedule, progress)
     if isinstance(objective, ForwardKLConfig):
         values = partial(forward_kl_values, temperature=temperature, tail=objective.tail)
-        return Term(objective.type, weight, values, temperature)
+        return Term(objective.name, weight, values, temperature, objective.text)
     divergence = _divergence(objective, progress)
     values = partial(divergence_values, divergence=divergence, temperature=temperature, tail=objective.tail)
-    return Term(objective.type, weight, values, temperature)
+    return Term(objective.name, weight, values, temperature, objective.text)
 
 
 def _divergence(objective: LogitObjective, progress: float) -> Divergence:

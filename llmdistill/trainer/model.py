@@ -186,8 +186,8 @@ def _weighted(parts: dict[str, Any], objectives: Sequence[AnyObjective], progres
     total = parts[""][0]
     for objective in objectives:
         if isinstance(objective, AuxiliaryObjective):
-            total = total + weight_at(objective, progress) * parts[objective.type][0]
-    values = torch.stack([parts[objective.type][1].to(total.dtype) for objective in objectives])
-    squares = [parts[objective.type][2] for objective in objectives]
+            total = total + weight_at(objective, progress) * parts[objective.name][0]
+    values = torch.stack([parts[objective.name][1].to(total.dtype) for objective in objectives])
+    squares = [parts[objective.name][2] for objective in objectives]
     found = [torch.zeros_like(total) if square is None else square.to(total.dtype) for square in squares]
     return total, values, torch.stack(found).detach()

@@ -7,6 +7,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from llmdistill.config.objectives import AnyObjective, require_captured
+from llmdistill.config.run import RunConfig
 
 ADAPTER: TypeAdapter[AnyObjective] = TypeAdapter(AnyObjective)
 TOP_K = {"kind": "top_k", "temperatures": (2.0,), "mode": "generate", "sampling": (0.7, 1.0)}
@@ -33,6 +34,11 @@ def check(objective: dict, **capture: object) -> None:
             {"type": "forward_kl", "tail": "ground_truth"},
             {},
             ["found sampling at temperature 0.7 and top_p 1", "use tail: bucket, or prompts.mode: generate"],
+        ),
+        (
+            {"type": "forward_kl", "tail": "ground_truth", "text": "student"},
+            {"sampling": (1.0, 1.0)},
+            ["not on the student's; use tail: bucket, or text: teacher"],
         ),
         ({"type": "forward_kl", "tail": "ground_truth"}, {"mode": "score"}, ["found score", "use tail: bucket, or"]),
         (
@@ -107,6 +113,22 @@ def test_a_live_teacher_needs_no_capture_and_has_no_tail() -> None:
     check(moving, live=True)
     with pytest.raises(ValueError, match=r"objectives\.0\.temperature_schedule: .* use a fixed one of these, or"):
         check(moving)
+
+
+def test_a_type_may_stand_once_for_each_text() -> None:
+    base = {
+        "output": "x",
+        "prompts": {"sources": [{"path": "a"}]},
+        "teacher": {"model": "t"},
+        "student": {"model": "s"},
+    }
+    kl, on_student = {"type": "forward_kl"}, {"type": "forward_kl", "text": "student"}
+    config = RunConfig.model_validate(base | {"objectives": [kl, on_student]})
+    assert [objective.name for objective in config.objectives] == ["forward_kl", "forward_kl_student"]
+    best = {"metric_for_best_model": "eval_forward_kl_student"}
+    assert RunConfig.model_validate(base | {"objectives": [kl, on_student], "train": best})
+    with pytest.raises(ValidationError, match=r"once in objectives for each text, found \['forward_kl_student', 'forw"):
+        RunConfig.model_validate(base | {"objectives": [on_student, on_student]})
 
 
 def test_objectives_are_frozen() -> None:

@@ -47,6 +47,11 @@ def test_live_teachers_and_inner_objectives_pass() -> None:
     assert levels(config) == {"alignment": "ok", "gradients": "ok", "accumulation": "ok"}
 
 
+def test_objectives_on_either_text_pass() -> None:
+    config = make_config(objectives=[ALL[3] | {"text": "teacher"}, ALL[5] | {"text": "student"}, ALL[10]])
+    assert levels(config) == {"alignment": "ok", "gradients": "ok", "accumulation": "ok"}
+
+
 def test_the_random_state_is_left_alone() -> None:
     before = torch.random.get_rng_state()
     self_test(make_config())

@@ -1,0 +1,53 @@
+"""Records that the student wrote beside records that the teacher wrote, from the cache to the metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmdistill.cache.reader import CacheReader
+from llmdistill.config.objectives import ForwardKLConfig
+from llmdistill.student.creation import load_student
+from llmdistill.trainer.data import collate
+from llmdistill.trainer.metrics import read_metrics
+from llmdistill.trainer.model import DistillationModule
+from tests.helpers import SPEC, make_cache
+from tests.trainer.conftest import Trained, tiny_student
+
+
+def test_an_objective_sees_the_records_of_its_text(tmp_path: Path) -> None:
+    make_cache(tmp_path / "cache", by_student=6)
+    reader = CacheReader(tmp_path / "cache")
+    student = load_student(tiny_student(tmp_path / "student"), torch.float32)
+    everything = range(len(reader))
+    by_student = [n for n in everything if reader.read(n).source == "student:7"]
+    by_teacher = [n for n in everything if n not in by_student]
+
+    def value(text: str, records: list[int]) -> torch.Tensor:
+        objective = ForwardKLConfig(type="forward_kl", text=text)
+        module = DistillationModule(student, SPEC.vocabulary_size, (objective,))
+        return module(collate(reader, [tuple(records)], 20 * len(records)))[1][0]
+
+    for text, records in (("student", by_student), ("teacher", by_teacher)):
+        assert len(records) == 6
+        torch.testing.assert_close(value(text, list(everything)), value("all", records))
+    assert value("student", by_teacher) == 0.0
+
+
+def test_a_type_that_stands_twice_has_two_curves(trained: Trained) -> None:
+    job = trained.jobs["texts"]
+    assert trained.errors["texts"] == ""
+    lines = read_metrics(job.metrics)
+    weights = {
+        "skew_forward_kl_teacher": 1.0,
+        "skew_reverse_kl_student": 0.5,
+        "sequence_ce_teacher": 0.1,
+        "sequence_ce_student": 0.2,
+    }
+    for line in lines:
+        assert "sequence_ce" not in line
+        assert line["loss"] == pytest.approx(sum(weight * line[name] for name, weight in weights.items()), rel=1e-4)
+    for name in weights:
+        assert max(line[name] for line in lines) > 0
