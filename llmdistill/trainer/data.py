@@ -74,6 +74,7 @@ class MicroBatch:
             return WeightedTargets(
                 actual_ids_R=self.actual_ids_R,
                 student_rows_R=self.student_rows_R,
+                actual_logprobs_R=self.rows.actual_logprobs_R,
                 ids_RK=ids_RK,
                 weights_RK=logprobs_RK.exp(),
                 entropy_R=None if bool(entropy_R.isnan().any()) else entropy_R,
@@ -93,6 +94,10 @@ class MicroBatch:
         """int64 [B, T]: number of the record of each slot, counted over the whole batch; padding has its own."""
         starts_BT = self.positions_BT == 0
         return starts_BT.flatten().cumsum(0).view_as(self.positions_BT) - 1
+
+    def records_R(self) -> torch.Tensor:
+        """int64 [R]: number of the record of each row, as in `segments_BT`."""
+        return self.segments_BT().flatten()[self.row_slots_R]
 
     def rows_BT(self) -> torch.Tensor:
         """Bool [B, T]: the slots with a supervised row."""

@@ -56,6 +56,11 @@ def check(objective: dict, **capture: object) -> None:
             {"kind": "sampled"},
             ["reverse_kl is not linear", "use forward_kl, or capture.kind: head_tail or top_k"],
         ),
+        (
+            {"type": "reverse_kl", "support": "student"},
+            {},
+            ["p of the student's; use support: teacher, or train.soft_labels: live"],
+        ),
         ({"type": "hard_ce"}, {}, ["use sequence_ce, or prompts.mode: score"]),
     ],
 )
@@ -76,6 +81,8 @@ def test_refused(objective: dict, capture: dict, parts: list[str]) -> None:
         ({"type": "reverse_kl", "tail": "renormalize"}, {"kind": "head_tail"}),
         ({"type": "hard_ce"}, {"mode": "score"}),
         ({"type": "z_loss"}, {"kind": "sampled"}),
+        ({"type": "policy_gradient"}, {"kind": "sampled"}),
+        ({"type": "reverse_kl", "support": "student", "student_top_k": 8}, {"live": True}),
     ],
 )
 def test_accepted(objective: dict, capture: dict) -> None:
@@ -88,6 +95,9 @@ def test_accepted(objective: dict, capture: dict) -> None:
     ("objective", "message"),
     [
         ({"type": "alpha_beta", "alpha": 0.0, "beta": 0.0}, "use 1 and 0 for the forward KL"),
+        ({"type": "reverse_kl", "student_top_k": 8}, "counts the ids of support: student; set that too"),
+        ({"type": "policy_gradient", "text": "teacher"}, "'all' or 'student'"),
+        ({"type": "policy_gradient", "discount": 1.5}, "less than or equal to 1"),
         ({"type": "jsd", "beta": 1.5}, "less than or equal to 1"),
         ({"type": "jsd", "temperature_schedule": {"start": 0.0}}, "start and end must be above 0"),
         ({"type": "jsd", "bta": 0.5}, "Extra inputs are not permitted"),
