@@ -233,7 +233,7 @@ def _training_progress(job: TrainJob) -> Iterator[Callable[[dict[str, Any]], Non
     with Progress(f"train {job.name}", total, "steps", first) as progress:
 
         def show(line: dict[str, Any]) -> None:
-            names = (*(objective.type for objective in job.objectives), "grad_norm")
+            names = (*(objective.name for objective in job.objectives), "grad_norm")
             values = {name: line[name] for name in names if name in line}  # those of a skipped step are not finite
             skipped = f", {line['skipped_steps']} skipped" if line.get("skipped_steps") else ""
             progress.update(line["step"], f"{line['tokens_per_second']:.0f} tokens/s{skipped}", values)

@@ -47,9 +47,9 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _distinct_objectives(self) -> Self:
-        types = [objective.type for objective in self.objectives]
-        if len(set(types)) < len(types):
-            raise ValueError(f"each type of objective may stand once in objectives, found {types}")
+        names = [objective.name for objective in self.objectives]
+        if len(set(names)) < len(names):
+            raise ValueError(f"each type of objective may stand once in objectives for each text, found {names}")
         return self
 
     @model_validator(mode="after")
@@ -64,7 +64,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _best_model_has_a_known_metric(self) -> Self:
-        known = ["eval_loss", *(f"eval_{objective.type}" for objective in self.objectives)]
+        known = ["eval_loss", *(f"eval_{objective.name}" for objective in self.objectives)]
         if self.train.metric_for_best_model not in known:
             raise ValueError(f"train.metric_for_best_model: must be one of {', '.join(known)}")
         return self
