@@ -38,7 +38,7 @@ from llmdistill.teacher.dispatch import Dispatcher
 from llmdistill.teacher.engines import make_engine
 from llmdistill.teacher.fleet import _Replicas
 from llmdistill.teacher.fleet_report import FleetReport
-from llmdistill.teacher.replica import Replica
+from llmdistill.teacher.replica import Replica, Target
 from llmdistill.teacher.source import resolve_teacher
 from llmdistill.teacher.vllm_engine import VLLMEngine, head_size
 from llmdistill.types import CaptureSpec, Request

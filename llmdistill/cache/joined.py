@@ -50,7 +50,9 @@ class JoinedReader(CacheReader):
 
 def _shifted(parts: Sequence[np.ndarray], counts: Sequence[int]) -> np.ndarray:
     before = np.cumsum([0, *counts[:-1]])
-    joined: np.ndarray = np.concatenate([part.astype(np.int32) + start for part, start in zip(parts, before, strict=True)])
+    joined: np.ndarray = np.concatenate(
+        [part.astype(np.int32) + start for part, start in zip(parts, before, strict=True)]
+    )
     return joined
 
 

@@ -1,8 +1,8 @@
 """Training in rounds: the student writes, the teacher scores, the student trains.
 
 A round is prepared in RUN/rounds/0003: `weights.safetensors` of the student that writes, `rollouts` (a cache of what it
-wrote), `cache` (the same text, scored by the teacher) and at last `round.json`. Every part is continued by the next call
-where it was left. Trainers begin when `round.json` is there, and end with a checkpoint.
+wrote), `cache` (the same text, scored by the teacher) and at last `round.json`. Every part is continued by the next
+call where it was left. Trainers begin when `round.json` is there, and end with a checkpoint.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from llmdistill.cache.index import committed_keys, write_index
 from llmdistill.cache.reader import CacheReader
 from llmdistill.cache.storage import commit_bytes
@@ -29,6 +27,7 @@ from llmdistill.config.rounds import RoundsConfig
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.errors import ClusterError, DataError, EngineError
 from llmdistill.observe.progress import Progress
+from llmdistill.trainer.metrics import read_metrics
 from llmdistill.trainer.rounds import Round, round_cache, round_folder
 from llmdistill.types import CaptureSpec, Request
 
@@ -121,20 +120,20 @@ class _Rounds:
             waiting = time.monotonic() - started
             following = None
             if self._pool is not None and number + 1 < self._config.count:
-                self._save_weights(number + 1)
+                self._weights(number + 1)
                 following = self._pool.submit(self._prepare, number + 1, quiet=True)
+            self._note(number, {**facts, "wait_seconds": round(waiting, 3)})
             started = time.monotonic()
             current = Round(self._config, number, self._run.folder.rounds)
             busy = self._student.cpus_in_use() + self._teacher.cpus_in_use()
             stages.train_on_cluster(self._run, dataclasses.replace(self._job, round=current), busy)
-            training = time.monotonic() - started
-            waited, worked = waited + waiting, worked + training
-            self._write_line({**facts, "wait_seconds": round(waiting, 3), "train_seconds": round(training, 3)})
+            waited, worked = waited + waiting, worked + time.monotonic() - started
             if done() < current.last_step:
                 break  # stopped early
         if worked:
             share = waited / (waited + worked)
             stages.say(f"train: the trainers waited {share:.0%} of the time for the student's text and its scores")
+            self._note(None, {"stage": "rounds", "wait_seconds": round(waited, 3), "wait_share": round(share, 4)})
 
     def _prepare(self, number: int, quiet: bool = False) -> dict[str, Any]:
         """Have a round's text written and scored; returns what is known of it."""
@@ -186,7 +185,7 @@ class _Rounds:
         number: int,
         what: str,
         quiet: bool,
-        weights: Any = None,
+        weights: Path | None = None,
     ) -> FleetReport:
         from llmdistill.prompts.rejects import write_rejected
         from llmdistill.teacher.fleet_report import FleetReport
@@ -217,33 +216,25 @@ class _Rounds:
         write_index(cache)
         return report
 
-    def _weights(self, number: int) -> Any:
-        """The weights of the student that writes for a round, in Ray's store; None: its first ones."""
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    def _weights(self, number: int) -> Path | None:
+        """The weights of the student that writes for a round; None: its first ones.
 
-        if not self._config.written_at(number):
-            return None
-        self._save_weights(number)
-        file = round_folder(self._run.folder.rounds, number) / _WEIGHTS
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        read: Any = ray.remote(np.fromfile).options(num_cpus=0, scheduling_strategy=here)
-        return read.remote(str(file), np.uint8)
-
-    def _save_weights(self, number: int) -> None:
-        """Write down the weights for a round while their checkpoint is there: training goes on and removes it."""
+        They are written down while their checkpoint is there: training goes on and removes it.
+        """
         from llmdistill.export.huggingface import write_weights
         from llmdistill.trainer.checkpoint import checkpoint_folder
 
-        folder, step = round_folder(self._run.folder.rounds, number), self._config.written_at(number)
-        if not step or (folder / _WEIGHTS).is_file() or (folder / _FACTS).is_file():
-            return
-        checkpoint = checkpoint_folder(self._job.checkpoints, step)
-        if not checkpoint.is_dir():
-            raise DataError(
-                f"round {number} needs the checkpoint of step {step}, which is gone", where=str(checkpoint.parent)
-            )
-        write_weights(checkpoint, self._run.folder.untrained, folder / _WEIGHTS)
+        step = self._config.written_at(number)
+        file = round_folder(self._run.folder.rounds, number) / _WEIGHTS
+        if not step:
+            return None
+        if not file.is_file():
+            checkpoint = checkpoint_folder(self._job.checkpoints, step)
+            if not checkpoint.is_dir():
+                raise DataError(f"round {number} needs this checkpoint, which is gone", where=str(checkpoint))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_weights(checkpoint, self._run.folder.untrained, file)
+        return file
 
     def _require_ours(self) -> None:
         """Refuse the rounds of another training."""
@@ -259,9 +250,12 @@ class _Rounds:
                 " checkpoints",
             )
 
-    def _write_line(self, facts: Mapping[str, Any]) -> None:
-        with self._run.folder.metrics.open("a") as stream:
-            stream.write(json.dumps(facts) + "\n")
+    def _note(self, number: int | None, line: Mapping[str, Any]) -> None:
+        """Write a line of metrics, once for each round."""
+        path = self._run.folder.metrics
+        if number is None or all(line.get("round") != number for line in read_metrics(path)):
+            with path.open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
 
 
 def _written(rollouts: Path) -> Iterator[tuple[bytes, list[int], list[bool], int]]:
@@ -304,8 +298,8 @@ def _kept(teacher: TeacherConfig, config: RoundsConfig, workers: int) -> tuple[b
     held, both = resources.get(what, 0), config.replicas + width * count
     if config.ahead and held < both + workers:
         raise ClusterError(
-            f"rounds.ahead keeps {config.replicas} replicas of the student, {count} of the teacher ({width} {what} each)"
-            f" and {workers} training workers at once: {both + workers:g} {what}, the cluster has {held:g}",
+            f"rounds.ahead keeps {config.replicas} replicas of the student, {count} of the teacher with {width} {what}"
+            f" each, and {workers} training workers at once: {both + workers:g} {what}; the cluster has {held:g}",
             where="rounds.ahead",
             fix="leave it out to work in turn, or use a larger cluster",
         )

@@ -30,8 +30,8 @@ class RoundsConfig(Section):
     max_age: PositiveInt = 1
     """… at most so many rounds back."""
     ahead: bool = False
-    """Prepare a round while the one before is trained on, with the student of its start: nobody waits for the other, and
-    text is one round older. The cluster must hold trainers, student and teacher at once."""
+    """Prepare a round while the one before is trained on, with the student of its start: nobody waits for the other,
+    and text is one round older. The cluster must hold trainers, student and teacher at once."""
     engine: Literal["vllm", "huggingface", "fake"] = "vllm"
     """What the student answers with."""
     replicas: PositiveInt = 1

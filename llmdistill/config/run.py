@@ -76,7 +76,9 @@ class RunConfig(Section):
             return self
         for name, given in (("max_steps", train.max_steps is not None), ("wait_for_cache", train.wait_for_cache)):
             if given:
-                raise ValueError(f"train.{name}: rounds.count × rounds.steps say how long the training is; leave it out")
+                raise ValueError(
+                    f"train.{name}: rounds.count × rounds.steps say how long the training is; leave it out"
+                )
         if self.capture.hidden_layers:
             raise ValueError("capture.hidden_layers: the student's text has none; leave them out, or the rounds")
         return self

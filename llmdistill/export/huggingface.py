@@ -134,7 +134,7 @@ def full_weights(checkpoint: Path, prefix: str = _PREFIX, average: bool = False)
     module_file = checkpoint / "mp_rank_00_model_states.pt"
     try:
         if list(checkpoint.glob("*_optim_states.pt")):
-            with contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
         else:  # ZeRO stage 0 keeps the module whole
             weights = torch.load(module_file, map_location="cpu", weights_only=False)["module"]

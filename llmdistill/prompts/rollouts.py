@@ -58,9 +58,7 @@ def training_prompts(
     return sorted(found, key=place)
 
 
-def rollout_requests(
-    prompts: Sequence[Request], spec: CaptureSpec, rounds: RoundsConfig, number: int
-) -> list[Request]:
+def rollout_requests(prompts: Sequence[Request], spec: CaptureSpec, rounds: RoundsConfig, number: int) -> list[Request]:
     """What the student is asked for round `number`: the next prompts, with seeds of this round."""
     common, samples = spec_fingerprint(spec), rounds.sampling.samples
     first, found = number * rounds.prompts, []
@@ -90,8 +88,6 @@ def score_requests(
         name = f"{student_source(step)}, answer {key.hex()}"
         scored = record_key(common, token_ids, draw, supervised)
         found.append(
-            Request(
-                scored, tuple(token_ids), name, None, tuple(supervised), split, source_name=student_source(step)
-            )
+            Request(scored, tuple(token_ids), name, None, tuple(supervised), split, source_name=student_source(step))
         )
     return found

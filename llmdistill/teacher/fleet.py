@@ -115,7 +115,7 @@ class Fleet:
         on_progress: Callable[[FleetReport], None] = lambda report: None,
         total: int | None = None,
         report: FleetReport | None = None,
-        weights: Any = None,
+        weights: Path | None = None,
     ) -> FleetReport:
         """Get a record for every request.
 
@@ -125,8 +125,8 @@ class Fleet:
             on_progress: called about once a second and after every unit.
             total: requests of the whole corpus, of which `teacher.max_rejected_share` is a share; None: these requests.
             report: is filled, so that the caller has it when this fails, too.
-            weights: reference to an object of Ray's store, a safetensors file as uint8 array: every engine has these
-                weights before it answers. None: those that it has.
+            weights: a safetensors file, reachable from every node: every engine has these weights before it answers.
+                None: those that it has.
 
         Returns:
             the report.
@@ -201,7 +201,7 @@ class _Handle:
     """Where it runs; unknown until Ray has placed it."""
     cores: tuple[int, ...] = ()
     """Of that node; none on GPUs."""
-    weights: Any = None
+    weights: Path | None = None
     """What was pushed into its engine; None: those that it was loaded with."""
     ready: bool = False
     """Its engine is loaded and has the weights of the job."""
@@ -241,7 +241,7 @@ class _Replicas:
         self._filters = fingerprint(teacher.filters)
         self._teacher = teacher
         self._target: Target | None = None
-        self._weights: Any = None
+        self._weights: Path | None = None
         self._calls: dict[Any, _Call] = {}
         self._handles: dict[int, _Handle] = {}
         self._limits: defaultdict[int, int] = defaultdict(lambda: teacher.units_in_flight)
@@ -252,7 +252,7 @@ class _Replicas:
         self._looked = self._at_work = time.monotonic()
         """When the nodes were looked at, and when a replica was last known on one."""
 
-    def begin(self, report: FleetReport, dispatcher: Dispatcher, target: Target, weights: Any = None) -> None:
+    def begin(self, report: FleetReport, dispatcher: Dispatcher, target: Target, weights: Path | None = None) -> None:
         """Take up a job; there is none, or the one before is done."""
         self.report, self.dispatcher, self._target = report, dispatcher, target
         self._weights = self._weights if weights is None else weights
@@ -352,7 +352,7 @@ class _Replicas:
 
     def _give_weights(self, handle: _Handle) -> None:
         """Push the job's weights into a running engine, unless it has them."""
-        handle.ready = handle.weights is self._weights
+        handle.ready = handle.weights == self._weights
         if not handle.ready:
             handle.weights = self._weights
             deadline = time.monotonic() + self._teacher.start_timeout_s

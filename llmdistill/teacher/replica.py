@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import ray
 
 from llmdistill.cache.index import shard_folder, shard_storage
@@ -27,8 +24,6 @@ EngineFactory = Callable[[tuple[int, ...]], TeacherEngine]
 FilterFactory = Callable[[], ResponseFilter]
 """Makes the filter of a replica."""
 
-
-_SHARED = Path("/dev/shm")  # noqa: S108 (mkdtemp below)
 
 Filtered = tuple[tuple[bytes, RejectedRow], ...]
 """Keys of the responses that the filters dropped, and why."""
@@ -83,24 +78,9 @@ class Replica:
         self._engine = self._make_engine(cores)
         await self._engine.start()
 
-    async def load_weights(self, weights: np.ndarray) -> None:
-        """Put other weights of the same shape into the running engine; nothing may be in flight.
-
-        Args:
-            weights: a safetensors file, uint8.
-
-        Raises:
-            EngineError: they do not fit, or the engine is dead.
-
-        """
-        # Shared memory where there is some: the engine's own processes read the file from there.
-        folder = Path(tempfile.mkdtemp(prefix="llmdistill-weights-", dir=_SHARED if _SHARED.is_dir() else None))
-        try:
-            file = folder / "model.safetensors"
-            weights.tofile(file)
-            await self._engine.load_weights(file)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    async def load_weights(self, file: Path) -> None:
+        """Put other weights into the running engine; nothing may be in flight. See `TeacherEngine.load_weights`."""
+        await self._engine.load_weights(file)
 
     async def run_unit(self, requests: Sequence[Request], target: Target) -> UnitResult:
         """Answer all requests of a unit and commit them as one shard.

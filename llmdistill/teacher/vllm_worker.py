@@ -49,8 +49,9 @@ class WorkerExtension:
         from vllm.platforms import current_platform
 
         with safe_open(file, framework="pt") as weights:
-            # vLLM sorts them by layer as they come.
-            self.model_runner.reload_weights(weights_iterator=((name, weights.get_tensor(name)) for name in weights.keys()))  # noqa: E501, SIM118
+            names = sorted(weights.keys())
+            # One tensor at a time: the engine's memory has room for no second model.
+            self.model_runner.reload_weights(weights_iterator=((name, weights.get_tensor(name)) for name in names))
         if current_platform.is_cpu():
             _pack_tied_heads(self.model_runner.get_model())
 

@@ -53,6 +53,10 @@ class TrainJob:
         return {
             "objectives": [objective.model_dump(mode="json") for objective in self.objectives],
             "records": records,
-            **({} if self.round is None else {"rounds": self.round.config.model_dump(mode="json", exclude={"replicas"})}),
+            **(
+                {}
+                if self.round is None
+                else {"rounds": self.round.config.model_dump(mode="json", exclude={"replicas"})}
+            ),
             **{f"train.{key}": value for key, value in json.loads(json.dumps(settings)).items()},
         }

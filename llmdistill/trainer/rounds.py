@@ -122,7 +122,8 @@ def _sequences(current: Round, per_step: int, replayed: bool) -> tuple[np.ndarra
     config, steps = current.config, np.arange(current.config.steps + 1)
 
     def student(number: int) -> np.ndarray:
-        return np.floor(steps * per_step * config.share(number) + 0.5).astype(np.int64)
+        counts: np.ndarray = np.floor(steps * per_step * config.share(number) + 0.5).astype(np.int64)
+        return counts
 
     mine = student(current.number)
     old = np.floor(mine * config.replay + 0.5).astype(np.int64) if replayed else np.zeros_like(mine)
