@@ -29,6 +29,7 @@ from llmdistill.cache.reader import CacheReader
 from llmdistill.cache.storage import commit_bytes
 from llmdistill.errors import DataError
 from llmdistill.trainer.job import TrainJob
+from llmdistill.trainer.selection import training_records
 from llmdistill.types import RECORD_KEY_BYTES
 
 SEGMENTS = "segments.json"
@@ -56,7 +57,7 @@ def make_plan(reader: CacheReader, job: TrainJob) -> StepPlan:
         DataError: no training record, no supervised row, or a record longer than a packed sequence.
 
     """
-    records, _ = reader.split(job.held_out)
+    records = training_records(reader, job)
     if not len(records) or not reader.row_counts[records].sum():
         raise DataError("the cache holds no training record with supervised tokens", where=str(job.cache))
     return _planned(reader, job, records, 0, job.train.epochs)
@@ -116,7 +117,7 @@ def identity_of_records(job: TrainJob, reader: CacheReader) -> str:
     """A hash that says which records a training is on: all of a complete cache, the first segment of a growing one."""
     if job.train.wait_for_cache:
         reader = CacheReader(job.cache, _read_segments(job.checkpoints / SEGMENTS)[0][0])
-    keys = [reader.keys[number] for number in reader.split(job.held_out)[0].tolist()]
+    keys = [reader.keys[number] for number in training_records(reader, job).tolist()]
     return hashlib.blake2b(b"".join(sorted(keys)), digest_size=16).hexdigest()
 
 
