@@ -227,9 +227,15 @@ def training_jobs(run: Run) -> list[TrainJob]:
 
 @contextlib.contextmanager
 def _training_progress(job: TrainJob) -> Iterator[Callable[[dict[str, Any]], None]]:
+    from llmdistill.cache.reader import CacheReader
     from llmdistill.trainer.loop import first_and_total_steps
+    from llmdistill.trainer.selection import choose
 
     first, total = first_and_total_steps(job)
+    if job.train.select is not None:
+        reader = CacheReader(job.cache)
+        selection = choose(reader, reader.split(job.held_out)[0], job.train.select)
+        say(f"train: {job.name}: {selection.words(job.train.select)}")
     with Progress(f"train {job.name}", total, "steps", first) as progress:
 
         def show(line: dict[str, Any]) -> None:

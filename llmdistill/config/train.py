@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from llmdistill.config.base import Section
+from llmdistill.config.selection import SelectConfig
 from llmdistill.errors import ConfigError
 
 FREE_TO_CHANGE = frozenset(
@@ -72,6 +73,8 @@ class TrainConfig(Section):
     """Where the teacher's distributions come from. `live`: the frozen teacher runs beside the student on every worker
     and gives its whole distribution, on the tokens of the cache; slower, exact, and at any temperature. Objectives on
     hidden states, attention and relations bring the teacher along in either case."""
+    select: SelectConfig | None = None
+    """Train on a share of the records only; null: on all of them."""
     sequence_length: PositiveInt = 1024
     """Tokens of a packed sequence; longer records are refused."""
     micro_batch_size: PositiveInt = 1
@@ -169,7 +172,17 @@ class TrainConfig(Section):
             raise ValueError(
                 "train.wait_for_cache: needs train.max_steps, since nobody knows yet how long the epochs are"
             )
+        if self.wait_for_cache and self.select is not None:
+            raise ValueError(
+                "train.select: chooses among all records, and with train.wait_for_cache they are not there yet; leave"
+                " one of the two out"
+            )
         return self
+
+    @property
+    def selected_share(self) -> float:
+        """Share of the training records that is trained on."""
+        return 1.0 if self.select is None else self.select.keep
 
     @property
     def accumulation_steps(self) -> int:

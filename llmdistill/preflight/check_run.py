@@ -29,7 +29,7 @@ def check_batch(config: RunConfig, facts: Facts, volume: Volume | None) -> list[
     )
     if volume is None or not volume.tokens:
         return [ok("batch", what)]
-    steps = volume.tokens * (1 - config.prompts.held_out) * train.epochs / train.tokens_per_step
+    steps = volume.tokens * (1 - config.prompts.held_out) * train.selected_share * train.epochs / train.tokens_per_step
     if steps < 1:
         return [
             warning(
