@@ -66,6 +66,8 @@ class Request:
     """One flag per token, `score` mode only; the first is always False."""
     split: int = 0
     """Hash of the prompt, 0 … 2^64-1: decides on which side of a held-out split the record falls."""
+    source_name: str = ""
+    """What the corpus source is called, see `Record.source`."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,15 @@ from llmdistill.config.capture import CaptureConfig
 from llmdistill.config.cluster import ClusterConfig
 from llmdistill.config.evaluate import EvaluateConfig
 from llmdistill.config.export import ExportConfig
-from llmdistill.config.objectives import AnyObjective, AuxiliaryObjective, earlier_student, require_captured
+from llmdistill.config.objectives import (
+    AnyObjective,
+    AuxiliaryObjective,
+    earlier_student,
+    require_captured,
+    require_text,
+)
 from llmdistill.config.prompts import PromptsConfig
+from llmdistill.config.rounds import RoundsConfig
 from llmdistill.config.student import StudentConfig
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.config.train import TrainConfig
@@ -35,6 +42,8 @@ class RunConfig(Section):
     """What it is trained on."""
     train: TrainConfig = TrainConfig()
     """How it is trained."""
+    rounds: RoundsConfig | None = None
+    """With what the student writes itself, in rounds; null: on the cache alone."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """What is measured."""
     export: ExportConfig = ExportConfig()
@@ -64,6 +73,28 @@ class RunConfig(Section):
         known = ["eval_loss", *(f"eval_{objective.name}" for objective in self.objectives)]
         if self.train.metric_for_best_model not in known:
             raise ValueError(f"train.metric_for_best_model: must be one of {', '.join(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_say_how_long(self) -> Self:
+        train = self.train
+        if self.rounds is None:
+            return self
+        for name, given in (("max_steps", train.max_steps is not None), ("wait_for_cache", train.wait_for_cache)):
+            if given:
+                raise ValueError(
+                    f"train.{name}: rounds.count × rounds.steps say how long the training is; leave it out"
+                )
+        if train.select is not None:
+            raise ValueError("train.select: chooses from a cache that is complete; leave it out, or the rounds")
+        if self.capture.hidden_layers:
+            raise ValueError("capture.hidden_layers: the student's text has none; leave them out, or the rounds")
+        return self
+
+    @model_validator(mode="after")
+    def _objectives_see_their_text(self) -> Self:
+        sampling = None if self.rounds is None else (self.rounds.sampling.temperature, self.rounds.sampling.top_p)
+        require_text(self.objectives, sampling)
         return self
 
     @model_validator(mode="after")
