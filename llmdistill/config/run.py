@@ -11,7 +11,13 @@ from llmdistill.config.capture import CaptureConfig
 from llmdistill.config.cluster import ClusterConfig
 from llmdistill.config.evaluate import EvaluateConfig
 from llmdistill.config.export import ExportConfig
-from llmdistill.config.objectives import AnyObjective, AuxiliaryObjective, earlier_student, require_captured
+from llmdistill.config.objectives import (
+    AnyObjective,
+    AuxiliaryObjective,
+    earlier_student,
+    require_captured,
+    require_text,
+)
 from llmdistill.config.prompts import PromptsConfig
 from llmdistill.config.rounds import RoundsConfig
 from llmdistill.config.student import StudentConfig
@@ -82,8 +88,16 @@ class RunConfig(Section):
                 raise ValueError(
                     f"train.{name}: rounds.count × rounds.steps say how long the training is; leave it out"
                 )
+        if train.select is not None:
+            raise ValueError("train.select: chooses from a cache that is complete; leave it out, or the rounds")
         if self.capture.hidden_layers:
             raise ValueError("capture.hidden_layers: the student's text has none; leave them out, or the rounds")
+        return self
+
+    @model_validator(mode="after")
+    def _objectives_see_their_text(self) -> Self:
+        sampling = None if self.rounds is None else (self.rounds.sampling.temperature, self.rounds.sampling.top_p)
+        require_text(self.objectives, sampling)
         return self
 
     @model_validator(mode="after")
