@@ -73,6 +73,7 @@ def generate(run: Run) -> None:
     corpus = make_requests(read_prompts(config.prompts), tokenizer, config.prompts, config.teacher, spec)
     requests, rejected = corpus.requests, corpus.rejected
     write_rejected(run.folder.rejected, rejected)
+    _require_prompts(config, requests)
     done = committed_keys(run.folder.cache, spec)
     pending = [request for request in requests if request.key not in done]
     report = FleetReport()
@@ -92,6 +93,20 @@ def generate(run: Run) -> None:
     if rejected:
         counts = counts_by_kind(row.reason for row in rejected)
         say(f"generate: {len(rejected)} rows were not used ({counts}), see {run.folder.rejected}")
+
+
+def _require_prompts(config: RunConfig, requests: Sequence[Request]) -> None:
+    """Before the teacher is paid: are there as many training prompts as a round wants?"""
+    if config.rounds is None:
+        return
+    first_held_out = int(config.prompts.held_out * 2**64)
+    held = len({request.split for request in requests if request.split >= first_held_out})
+    if held < config.rounds.prompts:
+        raise ConfigError(
+            f"a round wants {config.rounds.prompts} prompts, the corpus has {held} for training",
+            where="rounds.prompts",
+            fix=f"use {held} or less, or add prompts",
+        )
 
 
 def _ask_teacher(
