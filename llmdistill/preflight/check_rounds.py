@@ -35,7 +35,8 @@ def _prompts(config: RunConfig, facts: Facts) -> list[Finding]:
                 "rounds",
                 f"the student may write records of up to {longest + new} tokens, more than train.sequence_length"
                 f" {slots}, and training would stop",
-                f"use train.sequence_length={longest + new} or rounds.sampling.max_new_tokens={max(slots - longest, 1)}",
+                f"use train.sequence_length={longest + new}, or a rounds.sampling.max_new_tokens of"
+                f" {max(slots - longest, 1)}",
             )
         ]
     return [ok("rounds", f"{rounds.count} rounds of {rounds.prompts:,} of {held:,} prompts and {rounds.steps} steps")]
