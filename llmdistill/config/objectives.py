@@ -267,6 +267,29 @@ def _require_entries(objective: AnyObjective, where: str, kind: str) -> None:
         )
 
 
+SEQUENCE_LEVEL = (
+    "use sequence_ce (hard_ce on scored data) or likelihood_matching, or a student with the teacher's tokenizer"
+)
+"""Ways out for a student with another tokenizer."""
+
+
+def require_sequence_level(objectives: Sequence[AnyObjective]) -> None:
+    """Refuse objectives that hold a row of the teacher against a row of a student with another tokenizer.
+
+    Raises:
+        ValueError: names the key, the reason and the ways out.
+
+    """
+    for number, objective in enumerate(objectives):
+        if isinstance(objective, (TemperedConfig, MappedConfig)):
+            what = "distributions over one vocabulary" if isinstance(objective, TemperedConfig) else "states"
+            raise ValueError(
+                f"objectives.{number}.type: {objective.type} compares {what} token by token, and with"
+                " student.tokenizer: own the student's tokens are not the teacher's, neither their ids nor where they"
+                f" begin and end; {SEQUENCE_LEVEL}"
+            )
+
+
 def needs_teacher(objectives: Sequence[AnyObjective]) -> bool:
     """Whether an objective compares inner states of the teacher, so that it must run beside the student."""
     return any(isinstance(objective, MappedConfig) for objective in objectives)

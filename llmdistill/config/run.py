@@ -11,7 +11,13 @@ from llmdistill.config.capture import CaptureConfig
 from llmdistill.config.cluster import ClusterConfig
 from llmdistill.config.evaluate import EvaluateConfig
 from llmdistill.config.export import ExportConfig
-from llmdistill.config.objectives import AnyObjective, AuxiliaryObjective, earlier_student, require_captured
+from llmdistill.config.objectives import (
+    AnyObjective,
+    AuxiliaryObjective,
+    earlier_student,
+    require_captured,
+    require_sequence_level,
+)
 from llmdistill.config.prompts import PromptsConfig
 from llmdistill.config.student import StudentConfig
 from llmdistill.config.teacher import TeacherConfig
@@ -92,6 +98,23 @@ class RunConfig(Section):
                 f"capture.{wanted}: a server gives the most likely tokens and their log-probabilities, and neither"
                 " samples of its distribution, statistics at other temperatures nor hidden states; use capture.kind:"
                 " top_k without temperatures, or teacher.engine: vllm or huggingface"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tokenizers_allow_it(self) -> Self:
+        if self.student.tokenizer == "teacher":
+            return self
+        require_sequence_level(self.objectives)
+        if self.train.soft_labels == "live":
+            raise ValueError(
+                "train.soft_labels: live gives distributions over the teacher's vocabulary, which a student with"
+                " student.tokenizer: own does not have; use train.soft_labels: cache"
+            )
+        if self.train.wait_for_cache:
+            raise ValueError(
+                "train.wait_for_cache: the text is tokenized again when the teacher's cache is complete; leave it out,"
+                " or use student.tokenizer: teacher"
             )
         return self
 

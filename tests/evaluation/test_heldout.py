@@ -40,6 +40,7 @@ def test_means_equal_a_dense_computation_in_float64(tiny_teacher: Path, tmp_path
         reader.spec,
         False,
         Bootstrap(3, 200),
+        (np.array([10.0, 20.0, 30.0]), np.array([10.0, 20.0, 30.0])),
         "untrained",
     )
     result = summary["models"]["student"]
