@@ -10,8 +10,8 @@ from pydantic import BeforeValidator, NonNegativeInt, PositiveInt, model_validat
 from llmdistill.config.base import Section
 
 OTHER_TOKENIZER = (
-    "use a student of the teacher's family or student.from_teacher; or sequence-level distillation on the teacher's text"
-    " in the student's own tokens: student.tokenizer: own, with sequence_ce (hard_ce on scored data) or"
+    "use a student of the teacher's family or student.from_teacher; or sequence-level distillation on the teacher's"
+    " text in the student's own tokens: student.tokenizer: own, with sequence_ce (hard_ce on scored data) or"
     " likelihood_matching, which matches the probabilities of whole pieces of text"
 )
 """Ways out where the student's tokenizer is not the teacher's."""

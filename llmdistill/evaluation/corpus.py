@@ -89,7 +89,7 @@ class Corpus:
             if of_teacher:
                 ids_R = ids_R[chunks_by_row(record)[1]]
             text = self.tokenizer.decode(ids_R.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            counts.append(len(text.encode()))
+            counts.append(len(str(text).encode()))
         return np.array(counts, np.float64)
 
     def text(self, token_ids: list[int]) -> str:

@@ -33,7 +33,7 @@ class Spelling:
     start: int
     """Characters of it before the first token."""
     ends: tuple[int | None, ...]
-    """Of each token: the length of the text up to and with it; None where it ends within a character or adds nothing."""
+    """Of each token: length of the text up to its end; None where that is within a character, or it adds nothing."""
 
 
 def spelling(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], before: Sequence[int] = ()) -> Spelling:
@@ -71,9 +71,8 @@ def align(teacher: Spelling, logprobs_R: np.ndarray, student: Spelling) -> Chunk
     known: dict[int, float] = {}
     if teacher.text == student.text:
         running = np.cumsum(logprobs_R, dtype=np.float64).tolist()
-        known = {teacher.start: 0.0} | {
-            end: total for end, total in zip(teacher.ends, running, strict=True) if end is not None
-        }
+        totals = zip(teacher.ends, running, strict=True)
+        known = {teacher.start: 0.0} | {end: total for end, total in totals if end is not None}
     ends_R = np.array([end is not None and end in known for end in student.ends])
     ends_R[-1] = True
     logprobs, last = [], student.start
@@ -129,7 +128,8 @@ def chunk_rows(teacher: Side, logprobs_R: np.ndarray, student: Side, plain_text:
     runs, own_runs = list(teacher.runs()), list(student.runs())
     if len(runs) != len(own_runs):
         return _not_compared(int(student.supervised_N.sum()))
-    parts, first_row = [], 0
+    parts: list[ChunkRows] = []
+    first_row = 0
     for run, own_run in zip(runs, own_runs, strict=True):
         count = run[1] - run[0]
         parts += _run(teacher.run(*run), logprobs_R[first_row : first_row + count], student.run(*own_run), plain_text)
