@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from llmdistill.config.likelihood_matching import LikelihoodMatchingConfig
 from llmdistill.config.self_distillation import SelfDistillationConfig, SelfDistillationObjective
 from llmdistill.config.structure import MappedConfig, StructureObjective
 from llmdistill.config.weighting import ObjectiveConfig, ScheduleConfig
@@ -167,7 +168,7 @@ LogitObjective = (
     | SequenceCEConfig
     | ZLossConfig
 )
-AuxiliaryObjective = StructureObjective | SelfDistillationObjective
+AuxiliaryObjective = StructureObjective | SelfDistillationObjective | LikelihoodMatchingConfig
 """What needs more than the student's logits and the teacher's distributions."""
 AnyObjective = Annotated[LogitObjective | AuxiliaryObjective, Field(discriminator="type")]
 

@@ -21,8 +21,8 @@ from llmdistill.prompts.shapes import PromptRow
 from llmdistill.types import CaptureSpec, Record, Request, TopKRows
 
 TEMPLATE = (
-    "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}[assistant] {% endif %}"
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}{{ '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
 )
 
 
