@@ -156,13 +156,13 @@ class Record:
     def __post_init__(self) -> None:
         rows = int(self.supervised_N.sum())
         assert len(self.key) == RECORD_KEY_BYTES
+        assert self.finish_reason in FINISH_REASONS
         assert self.token_ids_N.shape == self.supervised_N.shape
         assert not self.supervised_N[:1].any()
         if isinstance(self.rows, ChunkRows):
             assert self.rows.ends_R.shape == (rows,)
             assert self.rows.ends_R[-1:].all()
             assert self.rows.logprobs_E.shape == (self.rows.ends_R.sum(),)
-            assert self.finish_reason in FINISH_REASONS
             return
         assert self.rows.actual_logprobs_R.shape == (rows,)
         if isinstance(self.rows, TopKRows):
@@ -176,7 +176,6 @@ class Record:
             assert self.rows.ids_E.shape == (self.rows.heads_R.sum() + self.rows.tails_R.sum(),)
             assert self.rows.head_logprobs_H.shape == (self.rows.heads_R.sum(),)
             assert self.rows.tail_counts_F.shape == (self.rows.tails_R.sum(),)
-        assert self.finish_reason in FINISH_REASONS
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def _held_out(
             show = functools.partial(_show_records, progress, number * len(records), name)
             tables[name] = measure_model(model, reader, records, show)
             del model
-    teacher = measure_teacher(reader, records)
+    teacher, bytes_S = measure_teacher(reader, records), corpus.byte_counts(records)
     result = summarise(
         tables,
         teacher,
@@ -117,7 +117,7 @@ def _held_out(
         reader.spec,
         on_policy(reader.spec),
         Bootstrap(len(records), config.evaluate.bootstrap),
-        (corpus.byte_counts(records), corpus.byte_counts(records, of_teacher=True)),
+        (bytes_S, corpus.byte_counts(records, of_teacher=True) if reader.spec.kind == "chunks" else bytes_S),
         baseline=next(iter(reversed([name for name in models if name != "student"]))),
     )
     result["samples"] = show_records(reader, records, tables, corpus.tokenizer, config.evaluate.samples)

@@ -290,8 +290,8 @@ def make_student_cache(run: Run) -> None:
         )
 
     def read_origins() -> dict[bytes, Origin]:
-        rows = read_prompts(config.prompts)
-        return make_requests(rows, teacher, config.prompts, config.teacher, CacheReader(cache).spec).origins
+        rows, spec = read_prompts(config.prompts), CacheReader(cache).spec
+        return make_requests(rows, teacher, config.prompts, config.teacher, spec, with_origins=True).origins
 
     unknown = config.prompts.template_arguments.keys() - student_prompts(config.prompts, student).template_arguments
     if unknown:

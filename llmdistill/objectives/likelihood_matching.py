@@ -46,7 +46,7 @@ def likelihood_matching(student_E: torch.Tensor, teacher_E: torch.Tensor, temper
 
 
 def _log1mexp(values: torch.Tensor) -> torch.Tensor:
-    """log(1 - exp(x)) for x < 0, without cancellation. Source: Mächler 2012, Accurately computing log(1 - exp(-|a|))."""
+    """log(1 - exp(x)) for x < 0, without cancellation. Source: Mächler 2012, vignette of R's package Rmpfr."""
     near = values > -math.log(2)
     # Each branch sees only what it can differentiate, since 0 · inf of the other one would be NaN.
     small = torch.log(-torch.expm1(torch.where(near, values, -1.0)))

@@ -50,7 +50,7 @@ class Corpus:
     references: dict[bytes, str] = field(default_factory=dict)
     """Key of a request → the wanted answer, where the row has one and they were asked for."""
     origins: dict[bytes, Origin] = field(default_factory=dict)
-    """Key of a request → what it was rendered from."""
+    """Key of a request → what it was rendered from, where that was asked for."""
 
 
 def make_requests(
@@ -60,8 +60,18 @@ def make_requests(
     teacher: TeacherConfig,
     spec: CaptureSpec,
     with_references: bool = False,
+    with_origins: bool = False,
 ) -> Corpus:
-    """Token ids and keys of all rows, in order; `with_references` keeps the wanted answers, which no teacher sees.
+    """Token ids and keys of all rows, in order.
+
+    Args:
+        rows: of the corpus.
+        tokenizer: the teacher's.
+        prompts: the configuration.
+        teacher: lengths and sampling.
+        spec: of the cache.
+        with_references: keep the wanted answers, which no teacher sees.
+        with_origins: keep the rows.
 
     Raises:
         DataError: no row makes a request; a row is bad and `on_bad_row` is `error`; there is no chat template.
@@ -83,7 +93,8 @@ def make_requests(
             corpus.rejected.append(RejectedRow(row.source, str(error)))
         else:
             corpus.changes.update(changes)
-            corpus.origins.update((request.key, origins[request.key]) for request in fresh)
+            if with_origins:
+                corpus.origins.update((request.key, origins[request.key]) for request in fresh)
             if with_references and row.reference is not None:
                 corpus.references.update((request.key, row.reference) for request in fresh)
     if not requests:

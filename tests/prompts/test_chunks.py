@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -9,6 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from llmdistill.prompts.chunks import Side, align, chunk_rows, special_ids, spelling
 from tests.prompts.makers import make_tokenizer
+
+FACE = "\N{SLIGHTLY SMILING FACE}"
 
 
 def words(*tokens: str) -> PreTrainedTokenizerFast:
@@ -138,3 +142,32 @@ def test_a_normaliser_that_changes_the_text_is_seen() -> None:
     }
     assert not np.isnan(texts["paris"]).any()
     assert np.isnan(texts["Paris"]).all()
+
+
+def test_a_tokenizer_with_marked_spaces_and_bytes_for_what_it_does_not_know() -> None:
+    """As LLaMA 2 has them: a mark for a space, one of its own at the beginning, and a token for each byte."""
+    teacher = make_tokenizer()
+    text = "Paris is 🙂 big"
+    tokens = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *"Parisbg", "is", "\u2581is"]
+    model = models.BPE(
+        {token: number for number, token in enumerate(tokens)},
+        [("i", "s"), ("\u2581", "is")],
+        unk_token="<unk>",
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    backend = Tokenizer(model)
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    student = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+    own, theirs = student.encode(text, add_special_tokens=False), teacher.encode(text, add_special_tokens=False)
+    assert [f"<0x{byte:02X}>" for byte in FACE.encode()] == student.convert_ids_to_tokens(own)[7:11]
+    mine = spelling(student, own)
+    assert mine.text == text
+    found = align(spelling(teacher, theirs), -np.ones(len(theirs)), mine)
+    assert found.logprobs_E.sum() == -len(theirs)
+    borders = [0, *(end for end, is_end in zip(mine.ends, found.ends_R, strict=True) if is_end)]
+    pieces = [text[start:stop] for start, stop in itertools.pairwise(borders)]
+    assert pieces == ["Pa", "ris", " is", " ", FACE, " ", "b", "i", "g"]
