@@ -134,7 +134,8 @@ def retokenize(
 def student_prompts(prompts: PromptsConfig, tokenizer: PreTrainedTokenizerBase) -> PromptsConfig:
     """The configuration with the template arguments that the student's chat template knows."""
     template = str(tokenizer.chat_template or "")
-    known = {name: value for name, value in prompts.template_arguments.items() if re.search(rf"\b{name}\b", template)}
+    given = prompts.template_arguments.items()
+    known = {name: value for name, value in given if re.search(rf"\b{re.escape(name)}\b", template)}
     return prompts.model_copy(update={"template_arguments": known})
 
 
