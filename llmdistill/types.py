@@ -18,7 +18,8 @@ are in the order of those tokens, so the row of the j-th supervised token i sits
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -137,7 +138,22 @@ class HeadTailRows:
     """float32 [R, J], as in `TopKRows`."""
 
 
-TeacherRows = TopKRows | SampledRows | HeadTailRows
+@dataclass(frozen=True)
+class ChunkRows:
+    """The teacher's text in the tokens of another tokenizer: chunks of tokens, and the teacher's probability of each.
+
+    A chunk is the shortest run of rows behind the one before it that spells what a run of the teacher's own tokens
+    spells. Every row belongs to one chunk. E = number of chunks.
+    """
+
+    ends_R: np.ndarray
+    """bool [R]: a chunk ends with this row; True of the last one."""
+    logprobs_E: np.ndarray
+    """float32 [E]: sum of the teacher's log-probabilities of its own tokens that spell the chunk; NaN where no run of
+    them does."""
+
+
+TeacherRows = TopKRows | SampledRows | HeadTailRows | ChunkRows
 """What a record holds of the teacher, one class for each `CaptureSpec.kind`."""
 
 
@@ -162,8 +178,14 @@ class Record:
     def __post_init__(self) -> None:
         rows = int(self.supervised_N.sum())
         assert len(self.key) == RECORD_KEY_BYTES
+        assert self.finish_reason in FINISH_REASONS
         assert self.token_ids_N.shape == self.supervised_N.shape
         assert not self.supervised_N[:1].any()
+        if isinstance(self.rows, ChunkRows):
+            assert self.rows.ends_R.shape == (rows,)
+            assert self.rows.ends_R[-1:].all()
+            assert self.rows.logprobs_E.shape == (self.rows.ends_R.sum(),)
+            return
         assert self.rows.actual_logprobs_R.shape == (rows,)
         if isinstance(self.rows, TopKRows):
             assert self.rows.ids_RK.shape == self.rows.logprobs_RK.shape
@@ -176,7 +198,6 @@ class Record:
             assert self.rows.ids_E.shape == (self.rows.heads_R.sum() + self.rows.tails_R.sum(),)
             assert self.rows.head_logprobs_H.shape == (self.rows.heads_R.sum(),)
             assert self.rows.tail_counts_F.shape == (self.rows.tails_R.sum(),)
-        assert self.finish_reason in FINISH_REASONS
 
 
 @dataclass(frozen=True)
@@ -190,7 +211,7 @@ class CaptureSpec:
     mode: str
     """`generate` or `score`."""
     kind: str
-    """`top_k`, `sampled` or `head_tail`."""
+    """`top_k`, `sampled` or `head_tail`; `chunks`: text of another cache in other tokens, see `ChunkRows`."""
     top_k: int
     """Entries of a row of `top_k`; 0 for the other kinds."""
     vocabulary_size: int
@@ -219,8 +240,14 @@ class CaptureSpec:
     """Layers whose hidden states lie in sidecar shards; 0 is the embedding's output."""
     hidden_format: str = "bf16"
     """`bf16`, or `int8` with a scale per row."""
+    derived_from: str = ""
+    """`chunks`: fingerprint of the capture whose text was tokenized again, and of how its prompts were rendered."""
 
     def __post_init__(self) -> None:
         # Specs come back from JSON, which knows no tuples; equality must not depend on that.
         object.__setattr__(self, "temperatures", tuple(self.temperatures))
         object.__setattr__(self, "hidden_layers", tuple(self.hidden_layers))
+
+    def facts(self) -> dict[str, Any]:
+        """The fields as plain data. One that only `chunks` has is left out elsewhere: hashes of specs must not move."""
+        return {name: value for name, value in asdict(self).items() if name != "derived_from" or value}

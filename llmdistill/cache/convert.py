@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +44,15 @@ def to_parquet(cache: Path | str, file: Path) -> int:
         DataError: the cache is empty or damaged.
     """
     reader = CacheReader(cache)
+    if reader.spec.kind == "chunks":
+        raise DataError(
+            "text in another tokenizer's tokens has no rows to convert",
+            where=str(cache),
+            fix="convert the teacher's own cache, from which `llmdistill train` makes this one",
+        )
     versions = sorted({shard.metadata["engine_version"] for shard in open_shards(cache, reader.shards)})
     schema = _schema(reader.spec).with_metadata(
-        {_SPEC: json.dumps(asdict(reader.spec)).encode(), _ENGINE: ", ".join(versions).encode()}
+        {_SPEC: json.dumps(reader.spec.facts()).encode(), _ENGINE: ", ".join(versions).encode()}
     )
     temporary = file.with_name(f".{file.name}.tmp")
     with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:

@@ -50,7 +50,7 @@ def write_sidecar(shards: Path | str, name: str, records: Sequence[Record], spec
         DataError: the file system refuses.
     """
     states = [record.hidden_LRD for record in records]
-    rows = [len(record.rows.actual_logprobs_R) for record in records]
+    rows = [int(record.supervised_N.sum()) for record in records]
     for count, state in zip(rows, states, strict=True):
         if state is None or state.ndim != 3 or state.shape[:2] != (len(spec.hidden_layers), count):
             raise ValueError(f"hidden states must be [{len(spec.hidden_layers)} layers, {count} rows, width]")

@@ -102,7 +102,7 @@ def write_index(cache: Path | str) -> dict[str, Any]:
     index: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "spec": asdict(spec),
+        "spec": spec.facts(),
         "records": distinct,
         "tokens": sum(shard.tokens for shard in summaries),
         "rows": sum(shard.rows for shard in summaries),

@@ -145,7 +145,7 @@ def write_stored(
     versions = sorted({record.engine_version for record in records})
     if spec.hidden_layers:
         hidden = {key: torch.cat([record.hidden[key] for record in records]) for key in records[0].hidden}
-        rows = [len(record.parts["actual_logprobs"]) for record in records]
+        rows = [int(record.parts["supervised"].sum()) for record in records]
         put_sidecar(folder, name, [record.key for record in records], rows, hidden)
     put_shard(folder, name, assemble(records, spec, sources), spec, sources, ", ".join(versions), compression)
 

@@ -19,10 +19,16 @@ from llmdistill.cache.codec import (
     dequantise,
     encode_ids,
     encode_logprobs,
+    pack_fields,
 )
-from llmdistill.types import CaptureSpec, HeadTailRows, SampledRows, TeacherRows, TopKRows
+from llmdistill.types import CaptureSpec, ChunkRows, HeadTailRows, SampledRows, TeacherRows, TopKRows
 
-_CLASSES: dict[str, type[TeacherRows]] = {"top_k": TopKRows, "sampled": SampledRows, "head_tail": HeadTailRows}
+_CLASSES: dict[str, type[TeacherRows]] = {
+    "top_k": TopKRows,
+    "sampled": SampledRows,
+    "head_tail": HeadTailRows,
+    "chunks": ChunkRows,
+}
 _Rows = TypeVar("_Rows", TopKRows, SampledRows, HeadTailRows)
 
 
@@ -34,7 +40,9 @@ def encode_rows(rows: Sequence[TeacherRows], spec: CaptureSpec) -> dict[str, np.
     """
     if not all(isinstance(part, _CLASSES[spec.kind]) for part in rows):
         raise ValueError(f"rows must be {_CLASSES[spec.kind].__name__} for the capture kind {spec.kind!r}")
-    columns = _statistics(rows, spec)
+    if spec.kind == "chunks":
+        return _encode_chunks([part for part in rows if isinstance(part, ChunkRows)])
+    columns = _statistics([part for part in rows if not isinstance(part, ChunkRows)], spec)
     if spec.kind == "top_k":
         columns |= _encode_top_k([part for part in rows if isinstance(part, TopKRows)], spec)
     elif spec.kind == "sampled":
@@ -48,7 +56,15 @@ def _joined(parts: Sequence[_Rows], name: str) -> np.ndarray:
     return np.concatenate([getattr(part, name) for part in parts])
 
 
-def _statistics(rows: Sequence[TeacherRows], spec: CaptureSpec) -> dict[str, np.ndarray]:
+def _encode_chunks(parts: list[ChunkRows]) -> dict[str, np.ndarray]:
+    logprobs_E = np.concatenate([part.logprobs_E for part in parts])
+    if (logprobs_E > 1e-5).any():
+        raise ValueError("the log-probability of a chunk must be at most 0, or NaN")
+    ends_R = np.concatenate([part.ends_R for part in parts])
+    return {"chunk_ends": pack_fields(ends_R, 1), "chunk_logprobs": np.minimum(logprobs_E, 0).astype(np.float32)}
+
+
+def _statistics(rows: Sequence[TopKRows | SampledRows | HeadTailRows], spec: CaptureSpec) -> dict[str, np.ndarray]:
     actual_R = np.concatenate([part.actual_logprobs_R for part in rows])
     if np.isnan(actual_R).any() or (actual_R > 1e-5).any():
         raise ValueError("the log-probability of an actual token must be a number ≤ 0")
@@ -146,7 +162,7 @@ class EncodedRows:
         return EncodedRows(parts[0].spec, {name: torch.cat([part.columns[name] for part in parts]) for name in names})
 
     def __len__(self) -> int:
-        return len(self.columns["actual_logprobs"])
+        return len(self.columns["chunk_ends" if self.spec.kind == "chunks" else "actual_logprobs"])
 
     def to(self, device: torch.device) -> EncodedRows:
         """The same on another device."""
@@ -157,17 +173,29 @@ class EncodedRows:
         """float32 [R]: the probabilities that the decoded entries sum to: `top_k` 1 less the tail, otherwise 1."""
         if self.spec.kind == "top_k":
             return self.columns["mass"]
-        return torch.ones(len(self), device=self.columns["actual_logprobs"].device)
+        return torch.ones(len(self), device=self._device)
 
     @property
     def actual_logprobs_R(self) -> torch.Tensor:
-        """float32 [R]: log-probability of the token that follows."""
-        return self.columns["actual_logprobs"].float()
+        """float32 [R]: log-probability of the token that follows; NaN for `chunks`, where only chunks have one."""
+        return self._per_row("actual_logprobs")
 
     @property
     def entropy_R(self) -> torch.Tensor:
         """float32 [R]: entropy of the full distribution in nats; NaN where the engine could not tell."""
-        return self.columns["entropies"].float()
+        return self._per_row("entropies")
+
+    @property
+    def chunk_ends_R(self) -> torch.Tensor:
+        """Bool [R], see `types.ChunkRows`: with the teacher's own tokens each is a chunk of its own."""
+        if self.spec.kind == "chunks":
+            return self.columns["chunk_ends"].bool()
+        return torch.ones(len(self), dtype=torch.bool, device=self._device)
+
+    @property
+    def chunk_logprobs_E(self) -> torch.Tensor:
+        """float32 [E], see `types.ChunkRows`."""
+        return self.columns["chunk_logprobs"] if self.spec.kind == "chunks" else self.actual_logprobs_R
 
     @property
     def head_counts_R(self) -> torch.Tensor | None:
@@ -177,14 +205,27 @@ class EncodedRows:
     @property
     def logsumexp_RJ(self) -> torch.Tensor:
         """float32 [R, J]: log Σ_v exp(logprob_v/τ) for each of `spec.temperatures`."""
-        return self.columns.get("logsumexps", torch.zeros(len(self), 0, device=self.columns["entropies"].device))
+        return self.columns.get("logsumexps", torch.zeros(len(self), 0, device=self._device))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.columns.values())).device
+
+    def _per_row(self, name: str) -> torch.Tensor:
+        if name in self.columns:
+            return self.columns[name].float()
+        return torch.full((len(self),), torch.nan, device=self._device)
 
     def decode(self, vocabulary_size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Kept ids int64 [R, K] and log-probabilities float32 [R, K], whose probabilities sum to `mass_R`.
 
         `top_k`: K of the spec, most likely first. The sampled kinds: K is the longest row's; shorter rows are filled up
         with their own first id at log-probability -inf, so that gathering is safe and the filling weighs nothing.
+        `chunks`: K is 0.
         """
+        if self.spec.kind == "chunks":
+            nothing = torch.zeros(len(self), 0, device=self._device)
+            return nothing.long(), nothing
         if self.spec.kind == "top_k":
             columns, k, format = self.columns, self.spec.top_k, self.spec.logprobs
             high = columns.get("entry_ids_high", columns["entry_ids_low"])

@@ -1,7 +1,8 @@
 """The columns of a shard, format version 2. `docs/format.md` describes them for people; this is what the code reads.
 
-S records, N tokens, R supervised rows, K entries a row (`top_k`), E entries in all, H head entries, F drawn entries
-behind heads, h high bits of an id (`codec.high_bits`), J extra temperatures. Integers are little-endian.
+S records, N tokens, R supervised rows, K entries a row (`top_k`), E entries (of `chunks`: chunks) in all, H head
+entries, F drawn entries behind heads, h high bits of an id (`codec.high_bits`), J extra temperatures. Integers are
+little-endian.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def columns(spec: CaptureSpec) -> tuple[Column, ...]:
     Raises:
         DataError: the spec names a kind or a format that this program does not know.
     """
-    if spec.kind not in ("top_k", "sampled", "head_tail") or spec.logprobs not in LOGPROB_FORMATS:
+    if spec.kind not in ("top_k", "sampled", "head_tail", "chunks") or spec.logprobs not in LOGPROB_FORMATS:
         raise DataError(f"capture kind {spec.kind!r} with log-probabilities as {spec.logprobs!r} is not known")
     high = high_bits(spec.vocabulary_size)
     ragged, head_tail = spec.kind != "top_k", spec.kind == "head_tail"
@@ -83,6 +84,8 @@ def columns(spec: CaptureSpec) -> tuple[Column, ...]:
     if high:
         found.append(Column("token_ids_high", "uint8", "token", bits=high))
     found.append(Column("supervised", "uint8", "token", bits=1))
+    if spec.kind == "chunks":
+        return (*found, Column("chunk_ends", "uint8", "row", bits=1), Column("chunk_logprobs", "float32", "entry"))
     found += [Column("actual_logprobs", "float16", "row"), Column("entropies", "float16", "row")]
     if spec.temperatures:
         found.append(Column("logsumexps", "float32", "row", len(spec.temperatures)))

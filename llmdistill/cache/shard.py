@@ -6,7 +6,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,16 @@ from llmdistill.cache.codec import encode_ids, high_bits, pack_fields, unpack_fi
 from llmdistill.cache.rows import encode_rows
 from llmdistill.cache.schema import FORMAT, SHARD_SUFFIX, VERSION, Column, columns
 from llmdistill.cache.storage import open_storage
-from llmdistill.types import FINISH_REASONS, RECORD_KEY_BYTES, CaptureSpec, HeadTailRows, Record, TopKRows
+from llmdistill.types import (
+    FINISH_REASONS,
+    RECORD_KEY_BYTES,
+    CaptureSpec,
+    ChunkRows,
+    HeadTailRows,
+    Record,
+    SampledRows,
+    TeacherRows,
+)
 
 Compression = Literal["none", "zstd"]
 DTYPES = {
@@ -94,7 +103,7 @@ def put_shard(
     metadata = {
         "format": FORMAT,
         "version": VERSION,
-        "spec": json.dumps(asdict(spec), sort_keys=True),
+        "spec": json.dumps(spec.facts(), sort_keys=True),
         "engine_version": engine_version,
         "sources": json.dumps(list(sources)),
         "compression": compression,
@@ -128,20 +137,25 @@ def encode_records(records: Sequence[Record], spec: CaptureSpec, sources: Sequen
         "finish_reasons": np.array([FINISH_REASONS.index(record.finish_reason) for record in records], np.uint8),
         "source_ids": np.array([sources.index(record.source) for record in records], np.uint16),
         "token_offsets": _offsets([len(record.token_ids_N) for record in records]),
-        "row_offsets": _offsets([len(part.actual_logprobs_R) for part in rows]),
+        "row_offsets": _offsets([int(record.supervised_N.sum()) for record in records]),
         "token_ids_low": low_N,
         "token_ids_high": pack_fields(tokens_N >> 16, high_bits(spec.vocabulary_size)),
         "supervised": pack_fields(np.concatenate([record.supervised_N for record in records]), 1),
         **encode_rows(rows, spec),
     }
     if spec.kind != "top_k":
-        ragged = [part for part in rows if not isinstance(part, TopKRows)]
-        tensors["entry_offsets"] = _offsets([len(part.ids_E) for part in ragged])
+        tensors["entry_offsets"] = _offsets([_entries(part) for part in rows])
     if spec.kind == "head_tail":
         heads = [part for part in rows if isinstance(part, HeadTailRows)]
         tensors["head_offsets"] = _offsets([len(part.head_logprobs_H) for part in heads])
     tensors["record_checksums"] = record_checksums(tensors, spec)
     return {column.name: np.ascontiguousarray(tensors[column.name]) for column in columns(spec)}
+
+
+def _entries(rows: TeacherRows) -> int:
+    if isinstance(rows, ChunkRows):
+        return len(rows.logprobs_E)
+    return len(rows.ids_E) if isinstance(rows, (SampledRows, HeadTailRows)) else 0
 
 
 def _offsets(lengths: list[int]) -> np.ndarray:

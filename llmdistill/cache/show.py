@@ -54,6 +54,10 @@ def describe_record(
     order = logprobs_RK.argsort(dim=1, descending=True, stable=True)[:, :top]
     best = list(zip(ids_RK.gather(1, order).tolist(), logprobs_RK.gather(1, order).tolist(), strict=True))
     token_ids = record.token_ids_N.tolist()
+    known_R = record.rows.actual_logprobs_R
+    if reader.spec.kind == "chunks":
+        # The last row of a chunk shows what the teacher gave the whole chunk.
+        known_R[record.rows.chunk_ends_R] = record.rows.chunk_logprobs_E
     rows = []
     for row, token in enumerate(record.supervised_N.nonzero()[:, 0].tolist()):
         entropy = float(record.rows.entropy_R[row])
@@ -62,7 +66,7 @@ def describe_record(
                 "row": token - 1,
                 "token": token_ids[token],
                 "text": text(token_ids[token]),
-                "logprob": float(record.rows.actual_logprobs_R[row]),
+                "logprob": None if math.isnan(logprob := float(known_R[row])) else logprob,
                 "entropy": None if math.isnan(entropy) else entropy,
                 "mass": float(record.rows.mass_R[row]),
                 "top": [
@@ -99,9 +103,8 @@ def record_text(said: dict[str, Any]) -> str:
     for row in said["rows"]:
         best = "  ".join(f"{_name(entry)} {math.exp(entry['logprob']):.3f}" for entry in row["top"])
         entropy = "-" if row["entropy"] is None else f"{row['entropy']:.3f}"
-        lines.append(
-            f"{row['row']:>6}  {_name(row):<20} {row['logprob']:>8.3f} {entropy:>8} {row['mass']:>6.3f}  {best}"
-        )
+        logprob = "-" if row["logprob"] is None else f"{row['logprob']:.3f}"
+        lines.append(f"{row['row']:>6}  {_name(row):<20} {logprob:>8} {entropy:>8} {row['mass']:>6.3f}  {best}")
     return "\n".join(lines)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llmdistill.cache.codec import unpack_fields
 from llmdistill.cache.index import open_shards, require_same_spec
+from llmdistill.cache.schema import Column
 from llmdistill.cache.shard_file import ShardFile
 from llmdistill.errors import DataError
 from llmdistill.types import FINISH_REASONS, CaptureSpec
@@ -58,7 +59,7 @@ def cache_stats(cache: Path | str) -> dict[str, Any]:
     reasons: Counter[str] = Counter()
     sources: Counter[str] = Counter()
     engines: Counter[str] = Counter()
-    mass, entropy = _Histogram(0, 1), _Histogram(0, 16)
+    mass, entropy, chunk = _Histogram(0, 1), _Histogram(0, 16), _Histogram(0, _BINS)
     tokens, rows, logprobs = _Histogram(0, _BINS), _Histogram(0, _BINS), 0.0
     for shard in open_shards(cache):
         spec = spec or shard.spec
@@ -72,30 +73,53 @@ def cache_stats(cache: Path | str) -> dict[str, Any]:
         columns = {column.name: column for column in shard.columns}
         if "mass" in columns:
             mass.add(shard.column(columns["mass"]))
-        found = shard.column(columns["entropies"]).astype(np.float32)
-        entropy.add(found[~np.isnan(found)])
-        logprobs += float(shard.column(columns["actual_logprobs"]).sum(dtype=np.float64))
+        if shard.spec.kind == "chunks":
+            sizes_E, compared_E, logprobs_E = _chunks(shard, columns)
+            chunk.add(sizes_E[compared_E])
+            sums.update(chunks=len(sizes_E), compared=int(sizes_E[compared_E].sum()))
+            logprobs += float(logprobs_E[compared_E].sum(dtype=np.float64))
+        else:
+            found = shard.column(columns["entropies"]).astype(np.float32)
+            entropy.add(found[~np.isnan(found)])
+            logprobs += float(shard.column(columns["actual_logprobs"]).sum(dtype=np.float64))
         tokens.add(np.diff(shard.offsets["token_offsets"]))
         rows.add(np.diff(shard.offsets["row_offsets"]))
         sums["entries"] += _entries(shard)
     if spec is None:
         raise DataError("the cache holds no shard", where=str(cache), fix="run `llmdistill generate` first")
     count = max(sums["rows"], 1)
-    return {
-        **{name: sums[name] for name in ("shards", "records", "tokens", "rows", "bytes")},
-        "bytes_per_row": sums["bytes"] / count,
-        "bytes_per_token": sums["bytes"] / max(sums["tokens"], 1),
+    of_kind: dict[str, Any] = {
         "entries_per_row": sums["entries"] / count,
         "captured_mass": mass.summary(),
         "entropy": entropy.summary(),
         "mean_actual_logprob": logprobs / count,
+    }
+    if spec.kind == "chunks":
+        of_kind = {
+            "chunks": sums["chunks"],
+            "rows_per_chunk": chunk.summary(),
+            "rows_without_teacher": sums["rows"] - sums["compared"],
+            "mean_chunk_logprob_per_row": logprobs / max(sums["compared"], 1),
+        }
+    return {
+        **{name: sums[name] for name in ("shards", "records", "tokens", "rows", "bytes")},
+        "bytes_per_row": sums["bytes"] / count,
+        "bytes_per_token": sums["bytes"] / max(sums["tokens"], 1),
+        **of_kind,
         "tokens_per_record": tokens.summary(),
         "rows_per_record": rows.summary(),
         "finish_reasons": dict(reasons),
         "sources": dict(sources),
         "engine_versions": dict(engines),
-        "spec": asdict(spec),
+        "spec": spec.facts(),
     }
+
+
+def _chunks(shard: ShardFile, columns: dict[str, Column]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each chunk its rows, whether the teacher's log-probability is known, and that log-probability."""
+    ends_R = unpack_fields(shard.column(columns["chunk_ends"]), 1, 0, shard.summary.rows)
+    logprobs_E = shard.column(columns["chunk_logprobs"])
+    return np.diff(np.flatnonzero(ends_R), prepend=-1), ~np.isnan(logprobs_E), logprobs_E
 
 
 def _entries(shard: ShardFile) -> int:

@@ -124,7 +124,22 @@ def _token_faults(tensors: dict[str, np.ndarray], shard: ShardFile) -> Iterator[
         yield "a finish reason or a source is out of range"
 
 
+def _chunk_faults(tensors: dict[str, np.ndarray]) -> Iterator[str]:
+    bounds = tensors["row_offsets"]
+    ends_R = unpack_fields(tensors["chunk_ends"], 1, 0, int(bounds[-1]))
+    chunks_S = segment_sums(ends_R.astype(np.int64), np.diff(bounds))
+    if (chunks_S != np.diff(tensors["entry_offsets"])).any():
+        yield "a record has another number of chunks than of rows that end one"
+    if not ends_R[bounds[1:][np.diff(bounds) > 0] - 1].all():
+        yield "the last chunk of a record has no end"
+    if (tensors["chunk_logprobs"] > 0).any():
+        yield "the log-probability of a chunk is above 0"
+
+
 def _row_faults(tensors: dict[str, np.ndarray], spec: CaptureSpec) -> Iterator[str]:
+    if spec.kind == "chunks":
+        yield from _chunk_faults(tensors)
+        return
     actual_R, entropy_R = tensors["actual_logprobs"], tensors["entropies"].astype(np.float32)
     if not (actual_R <= 0).all():
         yield "the log-probability of an actual token is above 0 or not a number"

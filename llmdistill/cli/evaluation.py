@@ -27,7 +27,12 @@ Say = Callable[[str], None]
 
 
 def evaluate_run(
-    config: RunConfig, folder: RunFolder, models: dict[str, Path], teacher: Callable[[], Path], say: Say
+    config: RunConfig,
+    folder: RunFolder,
+    models: dict[str, Path],
+    teacher: Callable[[], Path],
+    say: Say,
+    teacher_tokenizer: Path | None = None,
 ) -> None:
     """Measure all models and write evaluation.json.
 
@@ -37,6 +42,7 @@ def evaluate_run(
         models: name → model folder; `student` is the last, and `sft` or `untrained` what it is compared with.
         teacher: finds the teacher's folder; asked only for what needs the teacher's weights.
         say: a line for the person at the terminal.
+        teacher_tokenizer: folder of the teacher's tokenizer, where the student has one of its own.
 
     Raises:
         DataError: no held-out record has supervised tokens.
@@ -48,7 +54,7 @@ def evaluate_run(
         from llmdistill.evaluation.harness import require_harness
 
         require_harness()
-    reader = CacheReader(folder.cache)
+    reader = CacheReader(folder.cache if teacher_tokenizer is None else folder.student_cache)
     _, records = reader.split(config.prompts.held_out)
     rows = int(reader.row_counts[records].sum())
     if not rows:
@@ -63,7 +69,8 @@ def evaluate_run(
         "held_out_fingerprint": hashlib.blake2b(reader.keys.array[records].tobytes(), digest_size=16).hexdigest(),
         "shape": _shape(models, teacher),
     }
-    corpus = Corpus(config, models["untrained"], reader)
+    source = None if teacher_tokenizer is None else (teacher_tokenizer, CacheReader(folder.cache).spec)
+    corpus = Corpus(config, models["untrained"], reader, source)
     document |= _held_out(config, reader, records, models, corpus)
     if settings.generation is not None:
         document["generation"] = _generation(config, settings.generation, reader, records, models, corpus)
@@ -77,6 +84,7 @@ def evaluate_run(
             ("KL", "kl", ".4f"),
             ("top-1 agreement", "top1_agreement", ".3f"),
             ("perplexity", "perplexity", ".3f"),
+            ("bits a byte", "bits_per_byte", ".4f"),
         ]
         known = [f"{label} {result[key]:{form}}" for label, key, form in figures if result[key] is not None]
         say(f"evaluate: {name:<10} " + "  ".join(known))
@@ -101,7 +109,7 @@ def _held_out(
             show = functools.partial(_show_records, progress, number * len(records), name)
             tables[name] = measure_model(model, reader, records, show)
             del model
-    teacher = measure_teacher(reader, records)
+    teacher, bytes_S = measure_teacher(reader, records), corpus.byte_counts(records)
     result = summarise(
         tables,
         teacher,
@@ -109,6 +117,7 @@ def _held_out(
         reader.spec,
         on_policy(reader.spec),
         Bootstrap(len(records), config.evaluate.bootstrap),
+        (bytes_S, corpus.byte_counts(records, of_teacher=True) if reader.spec.kind == "chunks" else bytes_S),
         baseline=next(iter(reversed([name for name in models if name != "student"]))),
     )
     result["samples"] = show_records(reader, records, tables, corpus.tokenizer, config.evaluate.samples)

@@ -54,6 +54,16 @@ class Run:
             return self.teacher_folder
         return locate_model(self.config.teacher.model, "teacher.model")
 
+    @property
+    def own_tokenizer(self) -> bool:
+        """The student has another tokenizer than the teacher."""
+        return self.config.student.tokenizer == "own"
+
+    @property
+    def training_cache(self) -> Path:
+        """The records in the student's tokens."""
+        return self.folder.student_cache if self.own_tokenizer else self.folder.cache
+
 
 BASELINE = "sft"
 """The baseline: the same student and steps, cross-entropy on the same responses only."""
@@ -69,6 +79,7 @@ def generate(run: Run) -> None:
 
     config = run.config
     tokenizer = load_tokenizer(run.tokenizer_folder)
+    require_tokenizers(run)
     spec = capture_spec(run, tokenizer)
     corpus = make_requests(read_prompts(config.prompts), tokenizer, config.prompts, config.teacher, spec)
     requests, rejected = corpus.requests, corpus.rejected
@@ -158,6 +169,24 @@ def capture_spec(run: Run, tokenizer: Any) -> Any:
     )
 
 
+def require_tokenizers(run: Run) -> None:
+    """Refuse a student whose tokenizer does not fit the configuration, before the teacher is paid.
+
+    Raises:
+        ConfigError: it has other tokens than the teacher and shall have the same, or has no tokenizer of its own.
+
+    """
+    from llmdistill.student.vocabulary import require_same_tokenizer, tokenizer_files
+
+    model = run.config.student.model
+    if model is None:
+        return
+    if run.own_tokenizer:
+        tokenizer_files(model)
+    else:
+        require_same_tokenizer(model, run.tokenizer_folder, f"student.model: {model}")
+
+
 def train(run: Run) -> None:
     """Train the student, and the baseline where one is asked for."""
     from llmdistill.trainer import torchrun
@@ -181,6 +210,7 @@ def train(run: Run) -> None:
         train_in_rounds(run, run.config.rounds)
         return
     make_untrained(run)
+    make_student_cache(run)
     with ray_cluster(run.config.cluster, [{"GPU": 1, TRAIN: SHARE}] * run.config.train.workers):
         for job in training_jobs(run):
             train_on_cluster(run, job)
@@ -204,6 +234,7 @@ def _train_as_worker(run: Run) -> None:
     with torchrun.process_group(run.config.train) as rank:
         if rank == 0:
             make_untrained(run)
+            make_student_cache(run)
         torch.distributed.barrier()
         for job in training_jobs(run):
             if rank == 0:
@@ -221,7 +252,7 @@ def training_jobs(run: Run) -> list[TrainJob]:
         live = settings.soft_labels == "live" or needs_teacher(objectives)
         return TrainJob(
             name=name,
-            cache=run.folder.cache,
+            cache=run.training_cache,
             held_out=run.config.prompts.held_out,
             init=run.folder.untrained,
             checkpoints=checkpoints,
@@ -275,6 +306,56 @@ def make_untrained(run: Run) -> None:
     temporary.rename(run.folder.untrained)
 
 
+def make_student_cache(run: Run) -> None:
+    """Bring the cache in the student's own tokens up to the teacher's, where it has such."""
+    if not run.own_tokenizer:
+        return
+    from llmdistill.prompts.corpus import read_prompts
+    from llmdistill.prompts.rejects import counts_by_kind, write_rejected
+    from llmdistill.prompts.render import load_tokenizer
+    from llmdistill.prompts.requests import Origin, make_requests
+    from llmdistill.student.retokenize import retokenize, student_prompts
+    from llmdistill.student.vocabulary import tokenizer_files
+
+    config, cache, target = run.config, run.folder.cache, run.folder.student_cache
+    teacher, student = load_tokenizer(run.tokenizer_folder), load_tokenizer(run.folder.untrained)
+    own = tokenizer_files(str(config.student.model)) / "tokenizer.json"
+    if own.read_bytes() != (run.folder.untrained / "tokenizer.json").read_bytes():
+        raise DataError(
+            "was written for another student, with another tokenizer",
+            where=str(run.folder.untrained),
+            fix="choose another output folder, or go back to the student that it was made for",
+        )
+
+    def read_origins() -> dict[bytes, Origin]:
+        rows, spec = read_prompts(config.prompts), CacheReader(cache).spec
+        return make_requests(rows, teacher, config.prompts, config.teacher, spec, with_origins=True).origins
+
+    unknown = config.prompts.template_arguments.keys() - student_prompts(config.prompts, student).template_arguments
+    if unknown:
+        say(f"train: the student's chat template has no {', '.join(sorted(unknown))}; its prompts go without")
+    records = len(CacheReader(cache))
+    with Progress("train tokenizing again", records, "records") as progress:
+        found = retokenize(
+            cache,
+            target,
+            teacher,
+            student,
+            config.prompts,
+            read_origins,
+            config.capture.compression,
+            lambda done, total: progress.update(records - total + done),
+        )
+    for change, count in found.changes.most_common():
+        say(f"train: {count} {change}")
+    if found.records:
+        say(f"train: {found.records} records tokenized again for the student, see {target}")
+    write_rejected(target / "rejected.jsonl", found.rejected)
+    if found.rejected:
+        counts = counts_by_kind(row.reason for row in found.rejected)
+        say(f"train: {len(found.rejected)} records cannot be had in the student's tokens ({counts}), see {target}")
+
+
 def _calibration(run: Run) -> Iterator[list[int]]:
     """Token ids of some training records; records lie in the order of hashes, so the first ones are a fair sample."""
     wanted = run.config.student.from_teacher
@@ -301,7 +382,9 @@ def export(run: Run) -> None:
             raise DataError("there is no checkpoint", where=str(checkpoints), fix="run `llmdistill train` first")
         card = model_card(name, run.config, index)
         options = run.config.export if name == "student" else ExportConfig()
-        export_student(checkpoint, run.folder.untrained, folder, run.tokenizer_folder, card, options)
+        # Where the student has its own tokenizer, its files lie with its first weights.
+        tokenizer_folder = run.folder.untrained if run.own_tokenizer else run.tokenizer_folder
+        export_student(checkpoint, run.folder.untrained, folder, tokenizer_folder, card, options)
     student = run.folder.student
     say(f"export: {student} answers “What is the capital of France?” with “{write_sentence(student)}”")
     if run.config.export.verify_vllm:
@@ -325,7 +408,8 @@ def evaluate(run: Run) -> None:
     if run.config.evaluate.baseline:
         models[BASELINE] = run.folder.baseline(BASELINE) / "model"
     models["student"] = run.folder.student
-    evaluate_run(run.config, run.folder, models, lambda: run.teacher_folder, say)
+    tokenizer_folder = run.tokenizer_folder if run.own_tokenizer else None
+    evaluate_run(run.config, run.folder, models, lambda: run.teacher_folder, say, tokenizer_folder)
 
 
 def report(run: Run) -> None:

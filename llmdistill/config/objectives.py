@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from llmdistill.config.likelihood_matching import LikelihoodMatchingConfig
 from llmdistill.config.self_distillation import SelfDistillationConfig, SelfDistillationObjective
 from llmdistill.config.structure import MappedConfig, StructureObjective
 from llmdistill.config.weighting import ScheduleConfig, TextObjectiveConfig
@@ -195,7 +196,7 @@ LogitObjective = (
     | ZLossConfig
     | PolicyGradientConfig
 )
-AuxiliaryObjective = StructureObjective | SelfDistillationObjective
+AuxiliaryObjective = StructureObjective | SelfDistillationObjective | LikelihoodMatchingConfig
 """What needs more than the student's logits and the teacher's distributions."""
 AnyObjective = Annotated[LogitObjective | AuxiliaryObjective, Field(discriminator="type")]
 
@@ -334,6 +335,29 @@ def require_text(objectives: Sequence[AnyObjective], rounds: tuple[float, float]
             raise ValueError(
                 f"{where}.tail: ground_truth is unbiased only on tokens that the teacher drew, and rounds bring the"
                 " student's; use text: teacher, or tail: bucket"
+            )
+
+
+SEQUENCE_LEVEL = (
+    "use sequence_ce (hard_ce on scored data) or likelihood_matching, or a student with the teacher's tokenizer"
+)
+"""Ways out for a student with another tokenizer."""
+
+
+def require_sequence_level(objectives: Sequence[AnyObjective]) -> None:
+    """Refuse objectives that hold a row of the teacher against a row of a student with another tokenizer.
+
+    Raises:
+        ValueError: names the key, the reason and the ways out.
+
+    """
+    for number, objective in enumerate(objectives):
+        if isinstance(objective, (TemperedConfig, MappedConfig, PolicyGradientConfig)):
+            what = "states" if isinstance(objective, MappedConfig) else "distributions over one vocabulary"
+            raise ValueError(
+                f"objectives.{number}.type: {objective.type} compares {what} token by token, and with"
+                " student.tokenizer: own the student's tokens are not the teacher's, neither their ids nor where they"
+                f" begin and end; {SEQUENCE_LEVEL}"
             )
 
 

@@ -16,6 +16,7 @@ from llmdistill.config.objectives import (
     AuxiliaryObjective,
     earlier_student,
     require_captured,
+    require_sequence_level,
     require_text,
 )
 from llmdistill.config.prompts import PromptsConfig
@@ -79,9 +80,6 @@ class RunConfig(Section):
     def _rounds_say_how_long(self) -> Self:
         train = self.train
         if self.rounds is None:
-            asked = [objective.name for objective in self.objectives if getattr(objective, "text", "all") == "student"]
-            if asked:
-                raise ValueError(f"objectives: {asked[0]} looks at the student's own text, and only `rounds` make any")
             return self
         for name, given in (("max_steps", train.max_steps is not None), ("wait_for_cache", train.wait_for_cache)):
             if given:
@@ -126,6 +124,33 @@ class RunConfig(Section):
                 f"capture.{wanted}: a server gives the most likely tokens and their log-probabilities, and neither"
                 " samples of its distribution, statistics at other temperatures nor hidden states; use capture.kind:"
                 " top_k without temperatures, or teacher.engine: vllm or huggingface"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tokenizers_allow_it(self) -> Self:
+        if self.student.tokenizer == "teacher":
+            return self
+        require_sequence_level(self.objectives)
+        if self.rounds is not None:
+            raise ValueError(
+                "rounds: the teacher scores the student's tokens, and with student.tokenizer: own they are not its own;"
+                " leave the rounds out, or use student.tokenizer: teacher"
+            )
+        if self.train.select is not None:
+            raise ValueError(
+                "train.select: goes by what the cache says of each token, and the records that a student with"
+                " student.tokenizer: own is trained on say it of chunks; leave it out"
+            )
+        if self.train.soft_labels == "live":
+            raise ValueError(
+                "train.soft_labels: live gives distributions over the teacher's vocabulary, which a student with"
+                " student.tokenizer: own does not have; use train.soft_labels: cache"
+            )
+        if self.train.wait_for_cache:
+            raise ValueError(
+                "train.wait_for_cache: the text is tokenized again when the teacher's cache is complete; leave it out,"
+                " or use student.tokenizer: teacher"
             )
         return self
 

@@ -9,6 +9,13 @@ from pydantic import BeforeValidator, NonNegativeInt, PositiveInt, model_validat
 
 from llmdistill.config.base import Section
 
+OTHER_TOKENIZER = (
+    "use a student of the teacher's family or student.from_teacher; or sequence-level distillation on the teacher's"
+    " text in the student's own tokens: student.tokenizer: own, with sequence_ce (hard_ce on scored data) or"
+    " likelihood_matching, which matches the probabilities of whole pieces of text"
+)
+"""Ways out where the student's tokenizer is not the teacher's."""
+
 _SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
@@ -89,7 +96,11 @@ class StudentConfig(Section):
     from_teacher: FromTeacherConfig | None = None
     """Cut out of the teacher."""
     model: str | None = None
-    """A Hugging Face folder or hub id with the teacher's tokenizer."""
+    """A Hugging Face folder or hub id."""
+    tokenizer: Literal["teacher", "own"] = "teacher"
+    """`teacher`: the student reads and writes the teacher's tokens, and a `model` with other ones is refused. `own`: it
+    keeps the tokenizer and the chat template of its `model`; the teacher's text is tokenized again for it, and
+    objectives that compare distributions token by token are refused."""
     config: dict[str, Any] | str | None = None
     """Random weights: the keys of a Hugging Face config (`model_type` and sizes), or a folder with a config.json."""
     seed: int = 0
@@ -102,6 +113,11 @@ class StudentConfig(Section):
     def _one_origin(self) -> Self:
         if sum(origin is not None for origin in (self.from_teacher, self.model, self.config)) != 1:
             raise ValueError("give exactly one of student.from_teacher, student.model and student.config")
+        if self.tokenizer == "own" and self.model is None:
+            raise ValueError(
+                "student.tokenizer: own is the tokenizer of student.model; a student that is cut out of the teacher, or"
+                " of random weights, has the teacher's"
+            )
         if isinstance(self.config, dict) and not isinstance(self.config.get("model_type"), str):
             raise ValueError("student.config needs a model_type, for example llama")
         return self

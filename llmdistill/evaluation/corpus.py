@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -10,22 +11,40 @@ import numpy as np
 from llmdistill.cache.reader import CacheReader
 from llmdistill.config.run import RunConfig
 from llmdistill.errors import DataError
+from llmdistill.evaluation.teacher_side import chunks_by_row
 from llmdistill.prompts.corpus import read_prompts
+from llmdistill.prompts.keys import derived_key, spec_fingerprint
 from llmdistill.prompts.render import load_tokenizer
 from llmdistill.prompts.requests import Corpus as Made
 from llmdistill.prompts.requests import make_requests
+from llmdistill.types import CaptureSpec
 
 
 class Corpus:
     """What the prompt files add to the cache's records: names of sources and references, by record key.
 
     The files may be gone by now; then both are unknown, which the result says.
+
+    Args:
+        config: the run.
+        tokenizer_folder: of the tokenizer of the records.
+        reader: the records.
+        source: where these are the teacher's text in the student's own tokens: folder of the teacher's tokenizer, and
+            the capture spec of its cache.
+
     """
 
-    def __init__(self, config: RunConfig, tokenizer_folder: Path, reader: CacheReader) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        tokenizer_folder: Path,
+        reader: CacheReader,
+        source: tuple[Path, CaptureSpec] | None = None,
+    ) -> None:
         self.tokenizer = load_tokenizer(tokenizer_folder)
         self._config = config
         self._reader = reader
+        self._source = source
 
     @functools.cached_property
     def _made(self) -> Made:
@@ -36,14 +55,42 @@ class Corpus:
         references = generation is not None and (column is not None or config.prompts.mode == "generate")
         try:
             rows = read_prompts(config.prompts, column)
-            return make_requests(rows, self.tokenizer, config.prompts, config.teacher, self._reader.spec, references)
+            if self._source is None:
+                spec = self._reader.spec
+                return make_requests(rows, self.tokenizer, config.prompts, config.teacher, spec, references)
+            folder, spec = self._source
+            made = make_requests(rows, load_tokenizer(folder), config.prompts, config.teacher, spec, references)
         except DataError:
             return Made([], [])
+        common = spec_fingerprint(self._reader.spec)
+        return Made(
+            [dataclasses.replace(request, key=derived_key(common, request.key)) for request in made.requests],
+            made.rejected,
+            references={derived_key(common, key): text for key, text in made.references.items()},
+        )
 
     @functools.cached_property
     def _places(self) -> dict[bytes, str]:
         """Record key → `file:line`."""
         return {request.key: request.source for request in self._made.requests}
+
+    def byte_counts(self, records: np.ndarray, of_teacher: bool = False) -> np.ndarray:
+        """Bytes of the text of each record's supervised tokens, float64 [S].
+
+        Args:
+            records: their numbers.
+            of_teacher: only text of which the cache knows the teacher's probability.
+
+        """
+        counts = []
+        for number in records.tolist():
+            record = self._reader.read(number)
+            ids_R = record.token_ids_N[record.supervised_N]
+            if of_teacher:
+                ids_R = ids_R[chunks_by_row(record)[1]]
+            text = self.tokenizer.decode(ids_R.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            counts.append(len(str(text).encode()))
+        return np.array(counts, np.float64)
 
     def text(self, token_ids: list[int]) -> str:
         """What a person reads: special tokens and outer white space left out."""

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from llmdistill.cache.reader import CacheReader, StoredRecord
 from llmdistill.evaluation.metrics import model_values, teacher_values
-from llmdistill.evaluation.teacher_side import TeacherSide, teacher_side
+from llmdistill.evaluation.teacher_side import TeacherSide, chunks_by_row, teacher_side
 from llmdistill.objectives.targets import softcapped
 from llmdistill.student.head import logit_softcap
 
@@ -35,7 +35,9 @@ class RowTable:
 
 
 def measure_teacher(reader: CacheReader, records: np.ndarray) -> RowTable:
-    """What the cache says of the teacher on its own text."""
+    """What the cache says of the teacher on its own text; of `chunks` only the rows of which it says something."""
+    if reader.spec.kind == "chunks":
+        return _teacher_by_chunks(reader, records)
     return _table(reader, records, lambda record, side: teacher_values(side))
 
 
@@ -55,6 +57,18 @@ def measure_model(
 
     """
     return _table(reader, records, lambda record, side: _model_values(model, record, side), on_progress)
+
+
+def _teacher_by_chunks(reader: CacheReader, records: np.ndarray) -> RowTable:
+    parts = [chunks_by_row(reader.read(number)) for number in records.tolist()]
+    logprobs_R, known_R = (torch.cat(side).numpy() for side in zip(*parts, strict=True))
+    record_R = np.repeat(np.arange(len(records)), reader.row_counts[records])
+    if not known_R.any():
+        logprobs_R, known_R = np.full(1, np.nan), np.ones(1, bool)
+        record_R = np.zeros(1, np.int64)
+    unknown_R = np.full(int(known_R.sum()), np.nan)
+    values = dict.fromkeys(("confidence", "correct", "entropy", "stored_entropy"), unknown_R)
+    return RowTable(record_R[known_R], {"cross_entropy": -logprobs_R[known_R].astype(np.float64), **values})
 
 
 def _table(

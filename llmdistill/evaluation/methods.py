@@ -13,15 +13,17 @@ METRICS = (
     "acceptance_rate",
     "acceptance_rate_lower",
     "perplexity",
+    "bits_per_byte",
     "expected_calibration_error",
 )
 """Every metric of a model, in the order of tables."""
 
-LOWER_IS_BETTER = frozenset({"kl", "reverse_kl", "perplexity", "expected_calibration_error"})
+LOWER_IS_BETTER = frozenset({"kl", "reverse_kl", "perplexity", "bits_per_byte", "expected_calibration_error"})
 
 _EXACT = "exact, but for what the cache rounds"
 _BUCKET = "kept ids and one bucket for the rest: at most the full divergence"
 _NOT_LINEAR = "not linear in the teacher's probabilities, of which random draws give the mean only"
+_OTHER_TOKENS = "it compares distributions token by token, and the student's tokens are not the teacher's"
 _DRAWS = "draws do not tell the most likely tokens"
 _ACTUAL = "unbiased: mean over tokens that the teacher drew at temperature 1"
 
@@ -38,8 +40,11 @@ def methods(spec: CaptureSpec, entropy_known: bool, on_policy: bool) -> tuple[di
         metric → method, and metric → reason; every metric of `METRICS` is in exactly one of them.
 
     """
-    how = {"perplexity": _EXACT, "expected_calibration_error": _EXACT}
+    how = {"perplexity": _EXACT, "bits_per_byte": _EXACT, "expected_calibration_error": _EXACT}
     why: dict[str, str] = {}
+    if spec.kind == "chunks":
+        how["perplexity"] = "per token of the student's own tokenizer, the teacher's too"
+        return how, {metric: _OTHER_TOKENS for metric in METRICS if metric not in how}
     if spec.kind == "sampled":
         why |= {"reverse_kl": _NOT_LINEAR, "top1_agreement": _DRAWS, "top5_agreement": _DRAWS}
         if on_policy:

@@ -58,7 +58,8 @@ def model_values(logits_RV: torch.Tensor, teacher: TeacherSide) -> dict[str, tor
         # E over v ~ p of min(1, q(v)/p(v)) is Σ min(p, q): the test that speculative decoding itself makes.
         ratio_R = (-cross_entropy_R - teacher.actual_logprobs_R).exp()
         values["acceptance_rate"] = values["acceptance_rate_lower"] = ratio_R.clamp_max(1)
-    values["kl"] = _forward_kl(logits_RV, teacher, support, cross_entropy_R)
+    if either.ids_RK.shape[1]:
+        values["kl"] = _forward_kl(logits_RV, teacher, support, cross_entropy_R)
     return {name: value.double() for name, value in values.items()}
 
 

@@ -15,7 +15,7 @@ from llmdistill.evaluation.methods import METRICS, methods
 from llmdistill.types import CaptureSpec
 
 TEACHER = {"kl": 0.0, "reverse_kl": 0.0, "top1_agreement": 1.0, "top5_agreement": 1.0, "acceptance_rate": 1.0}
-"""What a student equal to its teacher has; the teacher's perplexity is measured."""
+"""What a student equal to its teacher has; the teacher's perplexity and bits per byte are measured."""
 
 _GROUP_METRICS = ("kl", "top1_agreement", "acceptance_rate", "perplexity")
 
@@ -27,6 +27,7 @@ def summarise(
     spec: CaptureSpec,
     on_policy: bool,
     bootstrap: Bootstrap,
+    bytes_S: tuple[np.ndarray, np.ndarray],
     baseline: str,
 ) -> dict[str, Any]:
     """The part of evaluation.json that held-out records give.
@@ -38,24 +39,26 @@ def summarise(
         spec: of the cache.
         on_policy: see `TeacherSide.on_policy`.
         bootstrap: resamples of the records.
+        bytes_S: bytes of the text of each record's rows in `tables`, and in `teacher`.
         baseline: the model that the student is compared with.
 
     """
     entropy_known = not np.isnan(teacher.values["stored_entropy"]).any()
     how, why = methods(spec, entropy_known, on_policy)
+    record_R = tables["student"].record_R
     groups: dict[str, Groups | str] = {
-        "source": "the records hold no source" if sources is None else by_source(teacher.record_R, sources),
-        "position": by_position(teacher.record_R),
+        "source": "the records hold no source" if sources is None else by_source(record_R, sources),
+        "position": by_position(record_R),
     }
     entropy_R = teacher.values["entropy"]
     groups["entropy"] = "the engine told no entropy" if np.isnan(entropy_R).any() else by_entropy(entropy_R)
-    sums = {name: _record_sums(table, bootstrap.records) for name, table in tables.items()}
+    sums = {name: _record_sums(table, bootstrap.records, bytes_S[0]) for name, table in tables.items()}
     models = {name: _model(table, sums[name], how, groups, bootstrap) for name, table in tables.items()}
-    own = _teacher(teacher, bootstrap)
+    own = _teacher(teacher, bytes_S[1], bootstrap)
     return {
         "models": models,
         "teacher": own,
-        "comparison": _compare(sums, how, bootstrap, baseline, own["perplexity"]),
+        "comparison": _compare(sums, how, bootstrap, baseline, own),
         "methods": how,
         "undefined": why,
         "groups_undefined": {name: reason for name, reason in groups.items() if isinstance(reason, str)},
@@ -63,8 +66,10 @@ def summarise(
     }
 
 
-def _record_sums(table: RowTable, records: int, rows_R: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Metric → sums per record [S, M], what its statistic is a function of."""
+def _record_sums(
+    table: RowTable, records: int, bytes_S: np.ndarray | None = None, rows_R: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Metric → sums per record [S, M], what its statistic is a function of; with `bytes_S` also `bits_per_byte`."""
     chosen = slice(None) if rows_R is None else rows_R
     record_R = table.record_R[chosen]
     values = {name: value[chosen] for name, value in table.values.items()}
@@ -74,6 +79,8 @@ def _record_sums(table: RowTable, records: int, rows_R: np.ndarray | None = None
         if name in METRICS or name == "cross_entropy"
     }
     sums["perplexity"] = sums.pop("cross_entropy")
+    if bytes_S is not None:
+        sums["bits_per_byte"] = np.stack([sums["perplexity"][:, 0] / np.log(2), bytes_S], axis=1)
     bins = calibration.bin_columns(np.nan_to_num(values["confidence"]), values["correct"])
     sums["expected_calibration_error"] = record_sums(record_R, bins, records)
     return sums
@@ -110,7 +117,7 @@ def _model(
             name: {
                 "rows": int(rows_R.sum()),
                 "records": len(np.unique(table.record_R[rows_R])),
-                **_figures(_record_sums(table, bootstrap.records, rows_R), wanted, bootstrap),
+                **_figures(_record_sums(table, bootstrap.records, rows_R=rows_R), wanted, bootstrap),
             }
             for name, rows_R in members.items()
         }
@@ -122,11 +129,11 @@ def _model(
     }
 
 
-def _teacher(teacher: RowTable, bootstrap: Bootstrap) -> dict[str, Any]:
+def _teacher(teacher: RowTable, bytes_S: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
     """The teacher on its own text, as far as the stored rows tell."""
-    sums = _record_sums(teacher, bootstrap.records)
+    sums = _record_sums(teacher, bootstrap.records, bytes_S)
     known = not np.isnan(teacher.values["correct"]).any()
-    metrics = ["perplexity", "expected_calibration_error"] if known else ["perplexity"]
+    metrics = ["perplexity", "bits_per_byte", *(["expected_calibration_error"] if known else [])]
     return {
         "expected_calibration_error": None,
         **_figures(sums, metrics, bootstrap),
@@ -140,13 +147,14 @@ def _compare(
     how: dict[str, str],
     bootstrap: Bootstrap,
     baseline: str,
-    teacher_perplexity: float,
+    own: dict[str, Any],
 ) -> dict[str, Any]:
     """Student less baseline, and the share of the baseline's distance to the teacher that the student has covered.
 
     recovery = (student - baseline) / (teacher - baseline): 0 at the baseline, 1 at the teacher. Resamples are paired.
     """
-    teacher = {**TEACHER, "perplexity": teacher_perplexity}
+    measured = {name: own[name] for name in ("perplexity", "bits_per_byte") if own[name] is not None}
+    teacher = {**TEACHER, **measured}
     differences, recovery = {}, {}
     for metric in [metric for metric in METRICS if metric in how]:
         statistic = _statistic(metric)

@@ -62,6 +62,18 @@ def teacher_side(record: StoredRecord) -> TeacherSide:
     return TeacherSide(actual_ids_R, rows.actual_logprobs_R, rows.entropy_R, head, weighted, on_policy(spec))
 
 
+def chunks_by_row(record: StoredRecord) -> tuple[torch.Tensor, torch.Tensor]:
+    """The teacher's log-probability of a record's chunks: float32 [R], each at the row that it ends with, 0 elsewhere.
+
+    And bool [R]: the row's chunk has one.
+    """
+    ends_R, logprobs_E = record.rows.chunk_ends_R, record.rows.chunk_logprobs_E
+    logprobs_R = torch.zeros(len(ends_R)).masked_scatter(ends_R, logprobs_E)
+    return logprobs_R, ~logprobs_E.isnan()[ends_R.cumsum(0) - ends_R.long()]
+
+
 def on_policy(spec: CaptureSpec) -> bool:
-    """See `TeacherSide.on_policy`."""
+    """See `TeacherSide.on_policy`; never of `chunks`, which hold no tokens that the teacher drew."""
+    if spec.kind == "chunks":
+        return False
     return spec.mode == "generate" and spec.sampling.get("temperature") == 1 and spec.sampling.get("top_p", 1) == 1

@@ -27,7 +27,7 @@ def export_student(
     checkpoint: Path,
     init: Path,
     folder: Path,
-    teacher_folder: Path,
+    tokenizer_folder: Path,
     model_card: str,
     options: ExportConfig = ExportConfig(),  # noqa: B008 (frozen)
 ) -> None:
@@ -37,7 +37,8 @@ def export_student(
         checkpoint: a checkpoint of `trainer/checkpoint.py`, of any ZeRO stage and number of workers.
         init: model folder that the training started from; gives the architecture.
         folder: written anew.
-        teacher_folder: gives tokenizer files (byte for byte) and generation config.
+        tokenizer_folder: gives tokenizer files (byte for byte) and generation config: the teacher's, or that of a
+            student with its own tokenizer.
         model_card: text of README.md.
         options: the `export` section.
 
@@ -48,11 +49,11 @@ def export_student(
     """
     model = trained_model(checkpoint, init)
     model.config._name_or_path = ""
-    model.generation_config = generation_config(teacher_folder)
+    model.generation_config = generation_config(tokenizer_folder)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
         model.save_pretrained(str(temporary), max_shard_size=options.max_shard_size)
-        copy_tokenizer(teacher_folder, temporary)
+        copy_tokenizer(tokenizer_folder, temporary)
         (temporary / "README.md").write_text(model_card, encoding="utf-8")
         verify_export(temporary, model)
         if options.gguf:

@@ -33,6 +33,11 @@ class RunFolder:
         return self.path / "cache"
 
     @property
+    def student_cache(self) -> Path:
+        """The same text in the tokens of a student with its own tokenizer, see `student/retokenize.py`."""
+        return self.path / "student_cache"
+
+    @property
     def rejected(self) -> Path:
         """Rows that were not used, and why."""
         return self.cache / "rejected.jsonl"

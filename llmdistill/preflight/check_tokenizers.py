@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from llmdistill.config.run import RunConfig
+from llmdistill.config.student import OTHER_TOKENIZER
 from llmdistill.preflight.facts import Facts, ModelFacts, TokenizerFacts
 from llmdistill.preflight.findings import Finding, error, ok, warning
-
-_OTHER_FAMILY = (
-    "use a student of the teacher's family, or student.from_teacher; between tokenizers only sequence-level"
-    " distillation works: train the student on the teacher's text with sequence_ce and its own tokenizer"
-)
 
 
 def check_tokenizers(config: RunConfig, facts: Facts) -> list[Finding]:
@@ -24,13 +20,32 @@ def check_tokenizers(config: RunConfig, facts: Facts) -> list[Finding]:
     if config.student.model is None:
         return [ok("tokenizer", f"{teacher.size:,} tokens; the student has the teacher's")]
     student = facts.student.tokenizer if facts.student else None
+    if facts.student is None:
+        return []
+    if config.student.tokenizer == "own":
+        return [_own(teacher, student)]
     if student is None:
-        if facts.student is None:
-            return []
         return [
             ok("tokenizer", f"{teacher.size:,} tokens; the student's folder has no tokenizer, it gets the teacher's")
         ]
     return [_compare(teacher, student)]
+
+
+def _own(teacher: TokenizerFacts, student: TokenizerFacts | None) -> Finding:
+    if student is None:
+        fix = "save its tokenizer in the folder, or use student.tokenizer: teacher"
+        return error("tokenizer", "student.tokenizer is own, and student.model has no tokenizer files", fix)
+    if student.ids == teacher.ids:
+        return warning(
+            "tokenizer",
+            f"student.tokenizer is own, and both have the same {teacher.size:,} tokens",
+            "use student.tokenizer: teacher, with which objectives on whole distributions work",
+        )
+    return ok(
+        "tokenizer",
+        f"the student keeps its own, {student.size:,} tokens beside the teacher's {teacher.size:,}: the teacher's text"
+        " is tokenized again for it when the training starts",
+    )
 
 
 def _compare(teacher: TokenizerFacts, student: TokenizerFacts) -> Finding:
@@ -41,7 +56,7 @@ def _compare(teacher: TokenizerFacts, student: TokenizerFacts) -> Finding:
             f"{len(moved):,} of {len(teacher.ids):,} tokens have other ids in the student's tokenizer:"
             f" {token!r} is {teacher.ids[token]} for the teacher and {student.ids[token]} for the student"
         )
-        return error("tokenizer", what, _OTHER_FAMILY)
+        return error("tokenizer", what, OTHER_TOKENIZER)
     by_id = {number: token for token, number in student.ids.items()}
     missing = {token: number for token, number in teacher.ids.items() if token not in student.ids}
     taken = [token for token, number in missing.items() if number in by_id]
@@ -51,7 +66,7 @@ def _compare(teacher: TokenizerFacts, student: TokenizerFacts) -> Finding:
             f"{len(taken):,} ids mean other tokens in the student's tokenizer: {missing[token]} is {token!r} for the"
             f" teacher and {by_id[missing[token]]!r} for the student, which has no id for the former"
         )
-        return error("tokenizer", what, _OTHER_FAMILY)
+        return error("tokenizer", what, OTHER_TOKENIZER)
     common = len(teacher.ids) - len(missing)
     if missing:
         token = min(missing, key=lambda name: missing[name])
@@ -72,7 +87,7 @@ def check_vocabulary(config: RunConfig, facts: Facts) -> list[Finding]:
         return []
     tokens = teacher.tokenizer.size
     widths = {"teacher": teacher.config["vocab_size"]}
-    if student is not None:
+    if student is not None and config.student.tokenizer == "teacher":
         widths["student"] = student.config["vocab_size"]
     found = [
         error(
@@ -102,6 +117,9 @@ def check_ends(config: RunConfig, facts: Facts) -> list[Finding]:
     if teacher is None or teacher.tokenizer is None:
         return []
     tokenizer = teacher.tokenizer
+    own = student.tokenizer if student is not None and config.student.tokenizer == "own" else None
+    if own is not None:
+        return [_own_end(tokenizer, own)]
     if tokenizer.end_id is None:
         return [
             error("end token", "the teacher's tokenizer has no eos_token", "set eos_token in its tokenizer_config.json")
@@ -128,6 +146,13 @@ def check_ends(config: RunConfig, facts: Facts) -> list[Finding]:
     return [ok("end token", f"{name} for teacher and student")]
 
 
+def _own_end(teacher: TokenizerFacts, student: TokenizerFacts) -> Finding:
+    if student.end_id is None:
+        return error("end token", "the student's tokenizer has no eos_token", "set it in its tokenizer_config.json")
+    end = student.token(student.end_id)
+    return ok("end token", f"where the teacher ends with {teacher.token(teacher.end_id)}, the student learns {end}")
+
+
 def _other_end(tokenizer: TokenizerFacts, student: ModelFacts | None) -> str:
     if student is None or student.tokenizer is None or student.tokenizer.end_id in (None, tokenizer.end_id):
         return ""
@@ -140,6 +165,15 @@ def check_template(config: RunConfig, facts: Facts) -> list[Finding]:
         return []
     mine = facts.teacher.tokenizer.template
     theirs = facts.student.tokenizer.template if facts.student and facts.student.tokenizer else None
+    own = config.student.tokenizer == "own" and facts.student is not None
+    if own and theirs is None and config.prompts.mode == "generate":
+        return [
+            error(
+                "chat template",
+                "the student's tokenizer has none, and its prompts are rendered with its own",
+                "add chat_template.jinja to its folder, use an instruct model, or student.tokenizer: teacher",
+            )
+        ]
     if mine is None:
         if config.prompts.mode == "generate":
             return [
@@ -150,6 +184,8 @@ def check_template(config: RunConfig, facts: Facts) -> list[Finding]:
                 )
             ]
         return [ok("chat template", "none; rows with text need none")]
+    if own and theirs is not None:
+        return [ok("chat template", "the teacher's renders its prompts, the student's own renders the student's")]
     if theirs is not None and theirs != mine:
         return [
             warning(

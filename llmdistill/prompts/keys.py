@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,7 +76,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def spec_fingerprint(spec: CaptureSpec) -> bytes:
     """Hash of a capture spec, the common part of its records' keys."""
-    return hashlib.blake2b(json.dumps(asdict(spec), sort_keys=True).encode(), digest_size=16).digest()
+    return hashlib.blake2b(json.dumps(spec.facts(), sort_keys=True).encode(), digest_size=16).digest()
 
 
 def record_key(
@@ -97,6 +96,17 @@ def record_key(
     digest.update(b"" if seed is None else seed.to_bytes(8, "little"))
     digest.update(b"" if supervised is None else np.packbits(np.asarray(supervised, dtype=bool)).tobytes())
     return digest.digest()
+
+
+def derived_key(spec: bytes, source_key: bytes) -> bytes:
+    """Key of a record that was made from another one.
+
+    Args:
+        spec: `spec_fingerprint` of the capture that it belongs to.
+        source_key: of the record that it was made from.
+
+    """
+    return hashlib.blake2b(spec + source_key, digest_size=RECORD_KEY_BYTES).digest()
 
 
 def split_hash(prompt_ids: Sequence[int]) -> int:

@@ -9,17 +9,27 @@ token, is dropped.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from llmdistill.prompts.rejects import DroppedRowError
 from llmdistill.prompts.render import Rendered, Renderer
 from llmdistill.prompts.shapes import PromptRow
 
 
-def fitting(
-    row: PromptRow, renderer: Renderer, limit: int, policy: str, limit_is: str
-) -> tuple[list[Rendered], tuple[str, ...]]:
-    """The records of a row, none longer than `limit` tokens, and what was changed to make them.
+@dataclass(frozen=True)
+class Fitted:
+    """A row that fits."""
+
+    records: list[Rendered]
+    """None is longer than the limit."""
+    changes: tuple[str, ...]
+    """What was changed to make them."""
+    row: PromptRow
+    """What they were rendered from; records of texts, and of what is scored, may be cut behind that."""
+
+
+def fitting(row: PromptRow, renderer: Renderer, limit: int, policy: str, limit_is: str) -> Fitted:
+    """The records of a row, none longer than `limit` tokens.
 
     Args:
         row: what `Renderer.asked` returned.
@@ -35,7 +45,7 @@ def fitting(
     records, changes = renderer.render(row)
     length = max(len(record.token_ids) for record in records)
     if length <= limit:
-        return records, changes
+        return Fitted(records, changes, row)
     reason = f"too long: {length} tokens where {limit_is}"
     if policy == "drop":
         raise DroppedRowError(reason)
@@ -51,7 +61,7 @@ def fitting(
         records, changes = renderer.render(row)
     if scored and not all(any(record.supervised or ()) for record in records):
         raise DroppedRowError(f"{reason}; cutting would leave no supervised token")
-    return records, (*changes, f"truncated on the {side}")
+    return Fitted(records, (*changes, f"truncated on the {side}"), row)
 
 
 def _cut(record: Rendered, limit: int, side: str, keep_first: bool) -> Rendered:

@@ -113,6 +113,30 @@ class Renderer:
         found_turns = (self._template.last_span(messages[: turn + 1], tools) for turn in turns)
         return [self._supervised(text, spans, mark) for text, spans in found_turns], changes
 
+    def continued(self, row: PromptRow, response: str, end_id: int | None) -> Rendered:
+        """The record of a prompt that `asked` returned and of a response to it that came as text.
+
+        Args:
+            row: the prompt.
+            response: what was written; special tokens that it spells are treated as `prompts.control_tokens` says.
+            end_id: token that ends it; None where it was cut.
+
+        Raises:
+            BadRowError: see `render`; or nothing was written.
+        """
+        (messages, tools, response), mark = self._control.guarded((row.messages, row.tools, response))
+        prompt = self._template.text(messages, tools, generation_prompt=True)
+        if response:
+            record = self._supervised(prompt + response, [(len(prompt), len(prompt) + len(response))], mark)
+        else:
+            token_ids = self._control.token_ids(prompt, mark)
+            record = Rendered(tuple(token_ids), (False,) * len(token_ids))
+        if end_id is None and not response:
+            raise BadRowError("no response: the teacher wrote nothing before it was cut")
+        assert record.supervised is not None
+        end = () if end_id is None else (end_id,)
+        return Rendered((*record.token_ids, *end), (*record.supervised, *(True for _ in end)))
+
     def shortened(self, text: str, tokens: int, side: str) -> str:
         """A text without its first (`left`) or last (`right`) tokens: at least one character less."""
         encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

@@ -25,6 +25,18 @@ if TYPE_CHECKING:
 SHARED_TURNS = "first turns equal to an earlier row's"
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a request was rendered from."""
+
+    row: PromptRow
+    """As it was rendered: up to what is asked, and cut where it was too long."""
+    place: int
+    """Which of the row's records it is."""
+    records: int
+    """How many the row makes: one, but where a chat template changes earlier turns."""
+
+
 @dataclass
 class Corpus:
     """What became of the rows."""
@@ -37,6 +49,8 @@ class Corpus:
     """Kind of change → rows that are used, but not as they stand: truncated, with control tokens escaped, …"""
     references: dict[bytes, str] = field(default_factory=dict)
     """Key of a request → the wanted answer, where the row has one and they were asked for."""
+    origins: dict[bytes, Origin] = field(default_factory=dict)
+    """Key of a request → what it was rendered from, where that was asked for."""
 
 
 def make_requests(
@@ -46,8 +60,18 @@ def make_requests(
     teacher: TeacherConfig,
     spec: CaptureSpec,
     with_references: bool = False,
+    with_origins: bool = False,
 ) -> Corpus:
-    """Token ids and keys of all rows, in order; `with_references` keeps the wanted answers, which no teacher sees.
+    """Token ids and keys of all rows, in order.
+
+    Args:
+        rows: of the corpus.
+        tokenizer: the teacher's.
+        prompts: the configuration.
+        teacher: lengths and sampling.
+        spec: of the cache.
+        with_references: keep the wanted answers, which no teacher sees.
+        with_origins: keep the rows.
 
     Raises:
         DataError: no row makes a request; a row is bad and `on_bad_row` is `error`; there is no chat template.
@@ -62,13 +86,15 @@ def make_requests(
             corpus.rejected.append(row)
             continue
         try:
-            fresh, changes = maker.add(row, requests)
+            fresh, changes, origins = maker.add(row, requests)
         except (BadRowError, DroppedRowError) as error:
             if isinstance(error, BadRowError) and prompts.on_bad_row == "error":
                 raise DataError(str(error), where=row.source) from None
             corpus.rejected.append(RejectedRow(row.source, str(error)))
         else:
             corpus.changes.update(changes)
+            if with_origins:
+                corpus.origins.update((request.key, origins[request.key]) for request in fresh)
             if with_references and row.reference is not None:
                 corpus.references.update((request.key, row.reference) for request in fresh)
     if not requests:
@@ -98,11 +124,18 @@ class _Maker:
         self._evaluation = EvaluationData(prompts.decontamination) if prompts.decontamination else None
         self._near = NearDuplicates(prompts.near_duplicates) if prompts.near_duplicates else None
 
-    def add(self, row: PromptRow, requests: dict[bytes, Request]) -> tuple[list[Request], tuple[str, ...]]:
-        """Add the requests of a row; returns them, and what was changed to make them."""
+    def add(
+        self, row: PromptRow, requests: dict[bytes, Request]
+    ) -> tuple[list[Request], tuple[str, ...], dict[bytes, Origin]]:
+        """Add the requests of a row; returns them, what was changed to make them, and their origins."""
         row = self._renderer.asked(row)
-        records, changes = fitting(row, self._renderer, self._limit, self._prompts.length, self._limit_is)
-        made = [request for record in records for request in self._requests_of(record, row.source)]
+        found = fitting(row, self._renderer, self._limit, self._prompts.length, self._limit_is)
+        origins: dict[bytes, Origin] = {}
+        made: list[Request] = []
+        for place, record in enumerate(found.records):
+            of_record = list(self._requests_of(record, row.source))
+            origins.update((request.key, Origin(found.row, place, len(found.records))) for request in of_record)
+            made += of_record
         fresh = [request for request in made if request.key not in requests]
         if not fresh:
             raise DroppedRowError(f"duplicate: the same prompt as {requests[made[0].key].source}")
@@ -111,7 +144,8 @@ class _Maker:
         if self._near is not None:
             self._near.check(row)
         requests.update((request.key, request) for request in fresh)
-        return fresh, (*row.changes, *changes, *((SHARED_TURNS,) if len(fresh) < len(made) else ()))
+        shared = (SHARED_TURNS,) if len(fresh) < len(made) else ()
+        return fresh, (*row.changes, *found.changes, *shared), origins
 
     def _requests_of(self, record: Rendered, source: str) -> Iterator[Request]:
         token_ids, prompt_length = record.token_ids, record.prompt_length

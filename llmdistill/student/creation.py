@@ -23,7 +23,7 @@ from llmdistill.student.random_weights import create_from_config
 from llmdistill.student.selection import choose_widths
 from llmdistill.student.shape import shape_of
 from llmdistill.student.sizes import ParameterCount
-from llmdistill.student.vocabulary import grow_vocabulary, require_same_tokenizer, vocabulary_size
+from llmdistill.student.vocabulary import grow_vocabulary, require_same_tokenizer, tokenizer_files, vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,8 @@ def create_student(
     if wanted.from_teacher is not None:
         return create_from_teacher(teacher_folder, wanted.from_teacher, folder, sequences, wanted.dtype)
     if wanted.model is not None:
+        if wanted.tokenizer == "own":
+            return create_with_own_tokenizer(wanted.model, folder, wanted.dtype, wanted.seed)
         return create_from_model(wanted.model, teacher_folder, folder, wanted.dtype, wanted.seed)
     assert wanted.config is not None
     return create_from_config(wanted.config, teacher_folder, folder, wanted.seed, wanted.dtype)
@@ -139,16 +141,36 @@ def create_from_model(model: str, teacher_folder: Path, folder: Path, dtype: str
         ConfigError: it cannot be loaded, or its tokenizer is another one than the teacher's.
 
     """
-    where = f"student.model: {model}"
-    try:
-        student: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot be loaded: {error}", where=where) from None
-    require_same_tokenizer(model, teacher_folder, where)
+    student = _published(model)
+    require_same_tokenizer(model, teacher_folder, f"student.model: {model}")
     added = grow_vocabulary(student, vocabulary_size(teacher_folder), seed)
     note = save_student(student, teacher_folder, folder, dtype)
     grown = f" with {added} rows added to its embeddings" if added else ""
     return f"the student is {model}{grown}; {note}"
+
+
+def create_with_own_tokenizer(model: str, folder: Path, dtype: str = "auto", seed: int = 0) -> str:
+    """Write the student from an existing model with its own tokenizer files and generation config.
+
+    Returns:
+        a description.
+
+    Raises:
+        ConfigError: it cannot be loaded, or has no tokenizer.
+
+    """
+    student, own = _published(model), tokenizer_files(model)
+    added = grow_vocabulary(student, vocabulary_size(own), seed)
+    note = save_student(student, own, folder, dtype)
+    grown = f" with {added} rows added to its embeddings" if added else ""
+    return f"the student is {model}{grown}, with its own tokenizer; {note}"
+
+
+def _published(model: str) -> Any:
+    try:
+        return AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot be loaded: {error}", where=f"student.model: {model}") from None
 
 
 def _layers(

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
+from llmdistill.config.student import OTHER_TOKENIZER
 from llmdistill.errors import ConfigError
+from llmdistill.student.folder import TOKENIZER_FILES
 
 
 def vocabulary_size(folder: Path) -> int:
@@ -58,5 +60,29 @@ def require_same_tokenizer(model: str, teacher_folder: Path, where: str) -> None
             f"its tokenizer is not the teacher's: {len(differing):,} of {len(ordinary):,} tokens have other ids,"
             f" for example {min(differing)!r}",
             where=where,
-            fix="use a student of the teacher's family, or student.from_teacher",
+            fix=OTHER_TOKENIZER,
         )
+
+
+def tokenizer_files(model: str) -> Path:
+    """Folder with the configuration and the tokenizer of a model; of a hub model these files are fetched.
+
+    Raises:
+        ConfigError: it has no tokenizer.json.
+
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(model, allow_patterns=[*TOKENIZER_FILES, "*config.json"]))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot be loaded: {error}", where=f"student.model: {model}") from None
+    if not (folder / "tokenizer.json").is_file():
+        raise ConfigError(
+            "it has no tokenizer.json, and student.tokenizer is own",
+            where=f"student.model: {model}",
+            fix="save its tokenizer there as a fast one, or use student.tokenizer: teacher",
+        )
+    return folder

@@ -6,7 +6,7 @@ import numpy as np
 
 from llmdistill.cache.rows import segment_sums
 from llmdistill.errors import EngineError
-from llmdistill.types import CaptureSpec, HeadTailRows, Record, Request, SampledRows, TopKRows
+from llmdistill.types import CaptureSpec, ChunkRows, HeadTailRows, Record, Request, SampledRows, TopKRows
 
 _MASS_TOLERANCE = 1e-4
 """float32 log-softmax may overshoot by some units in the last place."""
@@ -35,6 +35,7 @@ def _fault(request: Request, record: Record, spec: CaptureSpec) -> str:
     if record.supervised_N.tolist() != wanted_N.tolist():
         return "it has rows for other tokens than asked for"
     rows = record.rows
+    assert not isinstance(rows, ChunkRows), "an engine gives rows"
     count = len(rows.actual_logprobs_R)
     if not wanted_N.any() or count != wanted_N.sum():
         return f"{int(wanted_N.sum())} tokens are supervised, it has {count} rows"

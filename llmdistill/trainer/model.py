@@ -11,8 +11,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from llmdistill.config.likelihood_matching import LikelihoodMatchingConfig
 from llmdistill.config.objectives import AnyObjective, AuxiliaryObjective, PolicyGradientConfig
 from llmdistill.objectives.chunked_head import chunked_head, chunked_values
+from llmdistill.objectives.likelihood_matching import matched_head
 from llmdistill.objectives.policy_gradient import later_advantages
 from llmdistill.objectives.targets import HeadTargets, TeacherTargets
 from llmdistill.objectives.terms import Term, make_terms, policy_gradient_values, weight_at
@@ -20,7 +22,7 @@ from llmdistill.student.head import logit_softcap
 from llmdistill.trainer.data import MicroBatch
 from llmdistill.trainer.flops import ModelFlops
 from llmdistill.trainer.live_teacher import LiveTeacher
-from llmdistill.trainer.self_distillation import SelfDistillationObjectives, Views
+from llmdistill.trainer.self_distillation import SelfDistillationObjectives, Views, part_of
 from llmdistill.trainer.states import StateNeeds, States, forward_states, squared_gradient
 from llmdistill.trainer.structure import StructureObjectives
 
@@ -163,6 +165,7 @@ class ObjectivesHead(nn.Module):
             for name, value in self.structure(states, passes.teacher, batch).items():
                 square = squared_gradient(value, states.inner) if measure_gradients else None
                 parts[name] = value, value.detach(), square
+        parts |= self._matched(hidden_RD, weight_VD, targets, batch, measure_gradients)
         parts |= self.own.parts(states, weight_VD, batch, passes.views, passes.earlier, measure_gradients)
         return _weighted(parts, self.configured, progress)
 
@@ -179,6 +182,33 @@ class ObjectivesHead(nn.Module):
         )
         later = {discount: later_advantages(-gaps_R, batch.records_R(), discount) for discount in discounts}
         return dataclasses.replace(targets, later_advantages=later)
+
+    def _matched(
+        self,
+        hidden_RD: torch.Tensor,
+        weight_VD: torch.Tensor,
+        targets: TeacherTargets,
+        batch: MicroBatch,
+        measure: bool,
+    ) -> dict[str, Any]:
+        """Likelihood matching, where it is configured."""
+        wanted = next((one for one in self.configured if isinstance(one, LikelihoodMatchingConfig)), None)
+        if wanted is None:
+            return {}
+        assert batch.rows is not None
+        sums = matched_head(
+            hidden_RD,
+            weight_VD,
+            batch.actual_ids_R,
+            batch.rows.chunk_ends_R,
+            batch.rows.chunk_logprobs_E,
+            wanted.temperature,
+            self.vocabulary_size,
+            measure,
+            self._softcap,
+            targets.row_weights_R,
+        )
+        return {wanted.type: part_of(sums)}
 
     def _logit_parts(
         self,

@@ -95,14 +95,14 @@ class SelfDistillationObjectives:
                 measure,
                 self._softcap,
             )
-            parts["deep_supervision"] = _part(sums)
+            parts["deep_supervision"] = part_of(sums)
         if self._earlier is not None:
             assert earlier is not None
             terms = make_terms([ForwardKLConfig(type="forward_kl", temperature=self._earlier.temperature)])
             sums = chunked_head(
                 final_RD, weight_VD, earlier, terms, self._vocabulary_size, measure, softcap=self._softcap
             )
-            parts["self_distillation"] = _part(sums)
+            parts["self_distillation"] = part_of(sums)
         if self._contrastive is not None:
             assert views is not None
             value = _contrastive_sum(*views, batch, self._contrastive.temperature)
@@ -110,7 +110,8 @@ class SelfDistillationObjectives:
         return parts
 
 
-def _part(sums: HeadSums) -> Part:
+def part_of(sums: HeadSums) -> Part:
+    """The part of an objective that a head computed alone."""
     return sums.total, sums.values[0], None if sums.squared_gradients is None else sums.squared_gradients[0]
 
 

@@ -11,18 +11,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from llmdistill.cache.reader import CacheReader
 from llmdistill.cache.shard import write_shard
 from llmdistill.cache.verify import verify
-from llmdistill.types import CaptureSpec, HeadTailRows, Record, SampledRows, TeacherRows, TopKRows
+from llmdistill.types import CaptureSpec, ChunkRows, HeadTailRows, Record, SampledRows, TeacherRows, TopKRows
 
 GOLDEN = Path(__file__).parent / "golden"
-KINDS = ("top_k", "sampled", "head_tail")
+KINDS = ("top_k", "sampled", "head_tail", "chunks")
 VOCABULARY = 151_936
 
 
 def golden_spec(kind: str) -> CaptureSpec:
+    if kind == "chunks":
+        return CaptureSpec(
+            "score", kind, 0, VOCABULARY, "teacher", "tokenizer", "fake", "float32", derived_from="other"
+        )
     return CaptureSpec(
         mode="score", kind=kind, top_k=3 if kind == "top_k" else 0, vocabulary_size=VOCABULARY, teacher="teacher",
         tokenizer="tokenizer", engine="fake", dtype="float32", temperatures=(2.0,), draws=0 if kind == "top_k" else 10,
@@ -43,6 +48,10 @@ def golden_records(kind: str) -> list[Record]:
 
 
 def _rows(kind: str, start: int, stop: int) -> TeacherRows:
+    if kind == "chunks":
+        # The first record is one chunk of two rows; of the second the teacher's probability is not known.
+        ends = np.array([False, True, True])[start:stop]
+        return ChunkRows(ends, np.array([-2.75, np.nan], np.float32)[start // 2 : start // 2 + 1])
     p = np.array([[0.6, 0.25, 0.1], [0.5, 0.3, 0.15], [0.9, 0.05, 0.01]])[start:stop]
     ids = np.array([[65_536, 3, 151_935], [0, 65_535, 70_000], [151_645, 2, 1]], np.int32)[start:stop]
     common: dict[str, Any] = {
@@ -78,12 +87,19 @@ def decoded(cache: Path) -> list[dict[str, Any]]:
                 "ids": ids_RK.tolist(),
                 "probabilities": np.exp(logprobs_RK.double().numpy()).round(6).tolist(),
                 "mass": record.rows.mass_R.double().numpy().round(6).tolist(),
-                "actual": record.rows.actual_logprobs_R.tolist(),
-                "entropy": [None if np.isnan(value) else value for value in record.rows.entropy_R.tolist()],
+                "actual": _known(record.rows.actual_logprobs_R),
+                "entropy": _known(record.rows.entropy_R),
                 "logsumexp": record.rows.logsumexp_RJ.tolist(),
             }
         )
+        if reader.spec.kind == "chunks":
+            found[-1]["chunk_ends"] = record.rows.chunk_ends_R.tolist()
+            found[-1]["chunk_logprobs"] = _known(record.rows.chunk_logprobs_E)
     return found
+
+
+def _known(values: torch.Tensor) -> list[float | None]:
+    return [None if np.isnan(value) else value for value in values.tolist()]
 
 
 @pytest.mark.parametrize("compression", ["none", "zstd"])
@@ -110,6 +126,9 @@ def test_golden_values_are_what_went_in() -> None:
     assert np.allclose(top_k[0]["probabilities"], [[0.6, 0.25, 0.1], [0.5, 0.3, 0.15]], rtol=0.03)
     assert top_k[0]["mass"] == pytest.approx([0.95, 0.95])
     assert json.loads((GOLDEN / "sampled.json").read_text())[1]["probabilities"] == [[0.7, 0.2, 0.1]]
+    chunks = json.loads((GOLDEN / "chunks.json").read_text())
+    assert [record["chunk_ends"] for record in chunks] == [[False, True], [True]]
+    assert [record["chunk_logprobs"] for record in chunks] == [[-2.75], [None]]
     head_tail = json.loads((GOLDEN / "head_tail.json").read_text())
     assert np.allclose(head_tail[0]["probabilities"], [[0.6, 0.3, 0.1], [0.5, 0.375, 0.125]], atol=1e-6)
 

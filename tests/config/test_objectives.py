@@ -6,7 +6,7 @@ import sys
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from llmdistill.config.objectives import AnyObjective, require_captured
+from llmdistill.config.objectives import AnyObjective, require_captured, require_sequence_level
 from llmdistill.config.run import RunConfig
 
 ADAPTER: TypeAdapter[AnyObjective] = TypeAdapter(AnyObjective)
@@ -181,6 +181,33 @@ def test_text_that_is_not_there_is_refused(sections: dict, message: str) -> None
 )
 def test_text_that_is_there_is_accepted(sections: dict) -> None:
     assert RunConfig.model_validate(BASE | sections)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [{"type": "forward_kl"}, {"type": "jsd"}, {"type": "hidden_mse"}, {"type": "relation"}, {"type": "attention_kl"}],
+)
+def test_rows_of_two_tokenizers_are_not_compared(objective: dict) -> None:
+    parsed = [ADAPTER.validate_python({"type": "sequence_ce"}), ADAPTER.validate_python(objective)]
+    message = rf"objectives\.1\.type: {objective['type']} compares .* token by token"
+    with pytest.raises(ValueError, match=message) as caught:
+        require_sequence_level(parsed)
+    for way_out in ("sequence_ce", "likelihood_matching", "the teacher's tokenizer"):
+        assert way_out in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"type": "sequence_ce"},
+        {"type": "hard_ce"},
+        {"type": "z_loss"},
+        {"type": "likelihood_matching"},
+        {"type": "deep_supervision", "layers": [1]},
+    ],
+)
+def test_tokens_and_texts_may_be_any_tokenizers(objective: dict) -> None:
+    require_sequence_level([ADAPTER.validate_python(objective)])
 
 
 def test_objectives_are_frozen() -> None:

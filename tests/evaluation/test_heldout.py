@@ -40,6 +40,7 @@ def test_means_equal_a_dense_computation_in_float64(tiny_teacher: Path, tmp_path
         reader.spec,
         False,
         Bootstrap(3, 200),
+        (np.array([10.0, 20.0, 30.0]), np.array([10.0, 20.0, 30.0])),
         "untrained",
     )
     result = summary["models"]["student"]
@@ -56,6 +57,7 @@ def test_means_equal_a_dense_computation_in_float64(tiny_teacher: Path, tmp_path
     assert result["kl"] == pytest.approx(np.mean(kl), rel=2e-3)  # the cache quantises
     assert result["top1_agreement"] == pytest.approx(np.mean(agreement))
     assert np.log(result["perplexity"]) == pytest.approx(np.mean(cross_entropy), abs=1e-4)
+    assert result["bits_per_byte"] == pytest.approx(np.sum(cross_entropy) / np.log(2) / 60, abs=1e-3)
     low, high = result["intervals"]["kl"]
     assert low < result["kl"] < high
     by_source = result["by"]["source"]

@@ -92,7 +92,14 @@ def make_run(tmp_path: Path) -> MakeRun:
         }
         teacher = _teacher(tables["sft"], rng)
         summary = summarise(
-            tables, teacher, ["a.jsonl"] * len(records), reader.spec, True, Bootstrap(len(records), 200), "sft"
+            tables,
+            teacher,
+            ["a.jsonl"] * len(records),
+            reader.spec,
+            True,
+            Bootstrap(len(records), 200),
+            (np.full(len(records), 50.0), np.full(len(records), 50.0)),
+            "sft",
         )
         first = tables["sft"].record_R == 0
         tokens = ["<script>alert(1)</script>", " is", " text"] + [" x"] * (int(first.sum()) - 3)

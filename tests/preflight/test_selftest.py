@@ -15,7 +15,7 @@ from tests.preflight.makers import make_config
 ALL = [
     {"type": "forward_kl"}, {"type": "reverse_kl"}, {"type": "jsd"}, {"type": "skew_forward_kl"}, {"type": "taid"},
     {"type": "skew_reverse_kl"}, {"type": "adaptive_kl"}, {"type": "total_variation"}, {"type": "alpha_beta"},
-    {"type": "hard_ce"}, {"type": "sequence_ce"}, {"type": "z_loss"},
+    {"type": "hard_ce"}, {"type": "sequence_ce"}, {"type": "z_loss"}, {"type": "likelihood_matching"},
 ]  # fmt: skip
 ROUNDS = {"count": 2, "steps": 5, "prompts": 10}
 

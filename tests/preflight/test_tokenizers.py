@@ -55,6 +55,28 @@ def test_case_v2_a_prefix_is_accepted_with_a_word() -> None:
     assert "'t98' (98)" in found.what
 
 
+OWN = {"student": {"model": "student", "tokenizer": "own"}, "objectives": [{"type": "sequence_ce"}]}
+
+
+def test_a_student_with_its_own_tokenizer_needs_an_end_and_a_template() -> None:
+    other = make_tokenizer(ids={"x": 0, "y": 1}, size=2, end_id=1)
+    facts, config = pair(make_tokenizer(), other), make_config(**OWN)
+    checks = (check_tokenizers, check_vocabulary, check_ends, check_template)
+    assert [check(config, facts)[0].level for check in checks] == ["ok"] * 4
+    assert "2 tokens beside the teacher's 100" in check_tokenizers(config, facts)[0].what
+    assert "1 ('y')" in check_ends(config, facts)[0].what
+    bare = pair(make_tokenizer(), dataclasses.replace(other, end_id=None, template=None))
+    assert [check(config, bare)[0].level for check in (check_ends, check_template)] == ["error", "error"]
+    without = make_facts(student=dataclasses.replace(make_model("student"), tokenizer=None))
+    assert check_tokenizers(config, without)[0].level == "error"
+
+
+def test_an_own_tokenizer_that_is_the_teachers_is_a_waste() -> None:
+    (found,) = check_tokenizers(make_config(**OWN), pair(make_tokenizer(), make_tokenizer()))
+    assert found.level == "warning"
+    assert "student.tokenizer: teacher" in found.fix
+
+
 def test_an_id_that_means_another_token_is_a_conflict_too() -> None:
     ids = {name: number for name, number in make_tokenizer().ids.items() if name != "t5"} | {"other": 5}
     (found,) = check_tokenizers(make_config(), pair(make_tokenizer(), make_tokenizer(ids=ids)))

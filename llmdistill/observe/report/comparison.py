@@ -65,7 +65,7 @@ def _distinct_names(runs: Sequence[RunFacts]) -> list[str]:
 
 def _row(metric: str, runs: Sequence[RunFacts], names: Sequence[str]) -> dict[str, Any]:
     students = [run.evaluation["models"]["student"] for run in runs]
-    winner = best(metric, [values[metric] for values in students])
+    winner = best(metric, [values.get(metric) for values in students])
     return {
         "metric": metric,
         "label": LABELS[metric][0],
@@ -73,9 +73,9 @@ def _row(metric: str, runs: Sequence[RunFacts], names: Sequence[str]) -> dict[st
         "cells": [
             {
                 "run": name,
-                "value": figure(metric, values[metric]),
+                "value": figure(metric, values.get(metric)),
                 "interval": span(metric, values["intervals"].get(metric)),
-                "best": values[metric] is not None and values[metric] == winner,
+                "best": values.get(metric) is not None and values[metric] == winner,
             }
             for name, values in zip(names, students, strict=True)
         ],

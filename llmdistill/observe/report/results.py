@@ -26,7 +26,7 @@ def results_table(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     ordered = sorted(models.items(), key=lambda item: STYLES[item[0]])  # the student first: a phone shows two columns
     rows = []
     for metric in METRICS:
-        if metric in evaluation["undefined"]:
+        if metric not in evaluation["methods"]:
             continue
         winner = best(metric, [values[metric] for values in models.values()])
         recovery = comparison["recovery"].get(metric)
@@ -57,7 +57,7 @@ def results_table(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
 def _of_teacher(metric: str, evaluation: dict[str, Any]) -> str:
     if metric in ("kl", "reverse_kl"):
         return "0"
-    if metric in ("perplexity", "expected_calibration_error"):
+    if metric in ("perplexity", "bits_per_byte", "expected_calibration_error"):
         return figure(metric, evaluation["teacher"][metric])
     return "100 %"
 
@@ -70,8 +70,10 @@ def methods_text(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
     """How each metric was computed, equal methods joined; and why others were not."""
     by_method: dict[str, list[str]] = {}
     for metric in METRICS:
-        how = evaluation["methods"].get(metric)
-        text = how if how else f"not defined here: {evaluation['undefined'][metric]}"
+        how, why = evaluation["methods"].get(metric), evaluation["undefined"].get(metric)
+        if how is None and why is None:
+            continue  # an evaluation that was written before there was such a metric
+        text = how if how else f"not defined here: {why}"
         by_method.setdefault(text, []).append(LABELS[metric][0])
     return [(", ".join(names), text) for text, names in by_method.items()]
 

@@ -23,6 +23,7 @@ LABELS = {
     "acceptance_rate": ("Acceptance as a draft, at most", "Σ min(p, q), for speculative decoding"),
     "acceptance_rate_lower": ("Acceptance as a draft, at least", "what the kept tokens alone give"),
     "perplexity": ("Perplexity", "of the teacher’s text; the teacher’s own is the goal"),
+    "bits_per_byte": ("Bits per byte", "of the teacher’s text; does not depend on the tokenizer"),
     "expected_calibration_error": ("Calibration error", "mean distance of confidence from accuracy"),
     "rouge_l": ("ROUGE-L", ""),
     "exact_match": ("Exact match", ""),
