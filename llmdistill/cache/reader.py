@@ -12,7 +12,8 @@ from typing import overload
 import numpy as np
 import torch
 
-from llmdistill.cache.index import require_same_spec, shard_storage
+from llmdistill.cache.captures import require_readable_together
+from llmdistill.cache.index import shard_storage
 from llmdistill.cache.rows import EncodedRows
 from llmdistill.cache.schema import SHARD_SUFFIX, columns
 from llmdistill.cache.shard_file import ShardFile
@@ -76,7 +77,7 @@ class CacheReader:
         shards: names of the shards to read; None: all that are committed now.
 
     Raises:
-        DataError: no shards, damaged ones, or shards of different captures.
+        DataError: no shards, damaged ones, or shards that cannot be read together.
     """
 
     def __init__(self, cache: Path | str, shards: Sequence[str] | None = None) -> None:
@@ -88,16 +89,20 @@ class CacheReader:
         self._open: OrderedDict[int, ShardFile] = OrderedDict()
         self._lock = threading.Lock()
         small: dict[str, list[np.ndarray]] = {}
-        spec: CaptureSpec | None = None
+        self.specs: list[CaptureSpec] = []
+        """The captures of the cache; they differ in the teacher at most, see `captures.MAKERS`."""
+        self._spec_of_shard: list[int] = []
         names: dict[str, int] = {}
         for number in range(len(self.shards)):
             with ShardFile(self._storage.local(self.shards[number])) as shard:
-                spec = spec or shard.spec
-                require_same_spec(shard.spec, spec, str(shard.path))
+                if shard.spec not in self.specs:
+                    require_readable_together(shard.spec, (*self.specs, shard.spec)[0], str(shard.path))
+                    self.specs.append(shard.spec)
+                self._spec_of_shard.append(self.specs.index(shard.spec))
                 for name, values in self._small(shard, number, names).items():
                     small.setdefault(name, []).append(values)
-        assert spec is not None
-        self.spec: CaptureSpec = spec
+        self.spec: CaptureSpec = self.specs[0]
+        """Says how the rows of all records are stored; who made a record is in the spec of its rows."""
         self.sources: list[str] = list(names)
         """Names that `source_numbers` count."""
         self._take({name: np.concatenate(values) for name, values in small.items()})
@@ -173,7 +178,10 @@ class CacheReader:
             key=self.keys[number],
             token_ids_N=torch.from_numpy(token_ids),
             supervised_N=torch.from_numpy(parts["supervised"].astype(bool)),
-            rows=EncodedRows(self.spec, {name: _tensor(part) for name, part in parts.items() if name in names}),
+            rows=EncodedRows(
+                self.specs[self._spec_of_shard[int(self.shard_numbers[number])]],
+                {name: _tensor(part) for name, part in parts.items() if name in names},
+            ),
             finish_reason=FINISH_REASONS[int(self._finish_reasons[number])],
             source=self.sources[int(self.source_numbers[number])],
         )

@@ -72,6 +72,9 @@ class TrainConfig(Section):
     """Where the teacher's distributions come from. `live`: the frozen teacher runs beside the student on every worker
     and gives its whole distribution, on the tokens of the cache; slower, exact, and at any temperature. Objectives on
     hidden states, attention and relations bring the teacher along in either case."""
+    source_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """How much the rows of a source weigh in the loss: its `label` → weight; 1 for the others. The loss is
+    Σ weight·value / Σ weight over the supervised rows of the global step."""
     sequence_length: PositiveInt = 1024
     """Tokens of a packed sequence; longer records are refused."""
     micro_batch_size: PositiveInt = 1
