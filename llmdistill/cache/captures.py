@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from llmdistill.errors import DataError
 from llmdistill.types import CaptureSpec
@@ -60,6 +61,13 @@ def distinct(specs: Sequence[CaptureSpec]) -> list[CaptureSpec]:
         if spec not in found:
             found.append(spec)
     return found
+
+
+def common(specs: Sequence[CaptureSpec]) -> CaptureSpec:
+    """What holds of all captures of one cache: of `MAKERS` those in which they differ are empty."""
+    nothing: dict[str, Any] = {"teacher": "", "engine": "", "dtype": "", "sampling": {}}
+    differing = {name for name in MAKERS for spec in specs if getattr(spec, name) != getattr(specs[0], name)}
+    return dataclasses.replace(specs[0], **{name: nothing[name] for name in differing})
 
 
 def _differing(found: CaptureSpec, asked: CaptureSpec) -> list[str]:

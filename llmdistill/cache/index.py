@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from llmdistill.cache.captures import require_one_of
+from llmdistill.cache.captures import common, require_one_of
 from llmdistill.cache.schema import FORMAT, SHARD_SUFFIX, VERSION
 from llmdistill.cache.shard_file import ShardFile
 from llmdistill.cache.storage import Storage, open_storage
@@ -115,7 +115,7 @@ def write_index(cache: Path | str, captures: Sequence[Capture] | None = None) ->
     index: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "spec": asdict(found[0].spec),
+        "spec": asdict(common([capture.spec for capture in found])),
         "records": distinct,
         "tokens": sum(shard.tokens for shard in summaries),
         "rows": sum(shard.rows for shard in summaries),

@@ -12,7 +12,7 @@ from typing import overload
 import numpy as np
 import torch
 
-from llmdistill.cache.captures import require_readable_together
+from llmdistill.cache.captures import common, require_readable_together
 from llmdistill.cache.index import shard_storage
 from llmdistill.cache.rows import EncodedRows
 from llmdistill.cache.schema import SHARD_SUFFIX, columns
@@ -91,18 +91,16 @@ class CacheReader:
         small: dict[str, list[np.ndarray]] = {}
         self.specs: list[CaptureSpec] = []
         """The captures of the cache; they differ in the teacher at most, see `captures.MAKERS`."""
-        self._spec_of_shard: list[int] = []
         names: dict[str, int] = {}
         for number in range(len(self.shards)):
             with ShardFile(self._storage.local(self.shards[number])) as shard:
                 if shard.spec not in self.specs:
-                    require_readable_together(shard.spec, (*self.specs, shard.spec)[0], str(shard.path))
                     self.specs.append(shard.spec)
-                self._spec_of_shard.append(self.specs.index(shard.spec))
+                    require_readable_together(shard.spec, self.specs[0], str(shard.path))
                 for name, values in self._small(shard, number, names).items():
                     small.setdefault(name, []).append(values)
-        self.spec: CaptureSpec = self.specs[0]
-        """Says how the rows of all records are stored; who made a record is in the spec of its rows."""
+        self.spec: CaptureSpec = common(self.specs)
+        """What holds of all records, see `captures.common`."""
         self.sources: list[str] = list(names)
         """Names that `source_numbers` count."""
         self._take({name: np.concatenate(values) for name, values in small.items()})
@@ -178,10 +176,7 @@ class CacheReader:
             key=self.keys[number],
             token_ids_N=torch.from_numpy(token_ids),
             supervised_N=torch.from_numpy(parts["supervised"].astype(bool)),
-            rows=EncodedRows(
-                self.specs[self._spec_of_shard[int(self.shard_numbers[number])]],
-                {name: _tensor(part) for name, part in parts.items() if name in names},
-            ),
+            rows=EncodedRows(self.spec, {name: _tensor(part) for name, part in parts.items() if name in names}),
             finish_reason=FINISH_REASONS[int(self._finish_reasons[number])],
             source=self.sources[int(self.source_numbers[number])],
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llmdistill.cache.captures import MAKERS, require_readable_together
+from llmdistill.cache.captures import MAKERS, common, require_readable_together
 from llmdistill.cache.index import Capture, capture_of, open_shards, read_captures
 from llmdistill.cache.shard_file import ShardFile
 from llmdistill.errors import DataError
@@ -46,8 +46,9 @@ class _Histogram:
 
 
 def cache_stats(cache: Path | str) -> dict[str, Any]:
-    """Counts, bytes, captured mass, entropy, perplexity, lengths, finish reasons, sources and who made it; `spec` is one of the
-    captures, `teachers` says in what the others differ.
+    """Counts, bytes, captured mass, entropy, perplexity, lengths, finish reasons, sources and who made it.
+
+    `spec` is what holds of all records, `teachers` says who made how many of them.
 
     Bytes per row are those of the shard files, everything included, over supervised rows; bytes per token over prompt
     and response tokens.
@@ -98,7 +99,7 @@ def cache_stats(cache: Path | str) -> dict[str, Any]:
         "sources": dict(sources),
         "engine_versions": dict(engines),
         "teachers": _teachers(captures),
-        "spec": asdict(captures[0].spec),
+        "spec": asdict(common([capture.spec for capture in captures])),
     }
 
 

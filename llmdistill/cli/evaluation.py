@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from llmdistill.cache.index import read_captures
 from llmdistill.cache.reader import CacheReader
 from llmdistill.cache.storage import commit_bytes
 from llmdistill.config.evaluate import GenerationConfig, SpeedConfig
@@ -63,7 +64,7 @@ def evaluate_run(
         "held_out_fingerprint": hashlib.blake2b(reader.keys.array[records].tobytes(), digest_size=16).hexdigest(),
         "shape": _shape(models, teacher),
     }
-    corpus = Corpus(config, models["untrained"], reader)
+    corpus = Corpus(config, models["untrained"], reader, read_captures(folder.cache))
     document |= _held_out(config, reader, records, models, corpus)
     if settings.generation is not None:
         document["generation"] = _generation(config, settings.generation, reader, records, models, corpus)

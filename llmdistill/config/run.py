@@ -24,6 +24,8 @@ from llmdistill.config.student import StudentConfig
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.config.train import TrainConfig
 
+TeacherName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
+
 
 class RunConfig(Section):
     """One run, from prompts to report."""
@@ -35,7 +37,7 @@ class RunConfig(Section):
     teacher: TeacherConfig
     """The model that is distilled. With several, the one whose tokenizer and chat template make the prompts and from
     whose layers `student.from_teacher` takes; it answers the sources that name no teacher."""
-    teachers: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")], TeacherConfig] = Field(default_factory=dict)
+    teachers: dict[TeacherName, TeacherConfig] = Field(default_factory=dict)
     """Further teachers by name, for `prompts.sources[].teachers`. Their tokenizers give the same ids as the first's."""
     capture: CaptureConfig = CaptureConfig()
     """What is kept of its distributions."""

@@ -7,38 +7,60 @@ from pathlib import Path
 
 import numpy as np
 
+from llmdistill.cache.index import Capture
 from llmdistill.cache.reader import CacheReader
 from llmdistill.config.run import RunConfig
+from llmdistill.config.teacher import TeacherConfig
 from llmdistill.errors import DataError
 from llmdistill.prompts.corpus import read_prompts
 from llmdistill.prompts.render import load_tokenizer
 from llmdistill.prompts.requests import Corpus as Made
 from llmdistill.prompts.requests import make_requests
+from llmdistill.types import CaptureSpec
 
 
 class Corpus:
     """What the prompt files add to the cache's records: names of sources and references, by record key.
 
     The files may be gone by now; then both are unknown, which the result says.
+
+    Args:
+        config: the run.
+        tokenizer_folder: a model folder.
+        reader: the cache.
+        captures: what its index says of the teachers.
+
     """
 
-    def __init__(self, config: RunConfig, tokenizer_folder: Path, reader: CacheReader) -> None:
+    def __init__(self, config: RunConfig, tokenizer_folder: Path, reader: CacheReader, captures: list[Capture]) -> None:
         self.tokenizer = load_tokenizer(tokenizer_folder)
         self._config = config
         self._reader = reader
+        self._captures = captures
 
     @functools.cached_property
     def _made(self) -> Made:
         """The requests that the prompt files make, again."""
         config, generation = self._config, self._config.evaluate.generation
+        teachers = self._teachers()
+        if teachers is None:
+            return Made([], [])
         column = None if generation is None else generation.reference
         # In score mode a conversation's end is in the cache; where all turns are supervised it answers a later prompt.
         references = generation is not None and (column is not None or config.prompts.mode == "generate")
         try:
             rows = read_prompts(config.prompts, column)
-            return make_requests(rows, self.tokenizer, config.prompts, config.teacher, self._reader.spec, references)
+            return make_requests(rows, self.tokenizer, config.prompts, teachers, references)
         except DataError:
             return Made([], [])
+
+    def _teachers(self) -> dict[str, tuple[TeacherConfig, CaptureSpec]] | None:
+        """Settings and capture of each teacher; None where the cache does not say which one made what."""
+        asked, specs = self._config.asked_teachers, self._reader.specs
+        if len(asked) == len(specs) == 1:
+            return {name: (teacher, specs[0]) for name, teacher in asked.items()}
+        named = {capture.name: capture.spec for capture in self._captures}
+        return {name: (one, named[name]) for name, one in asked.items()} if asked.keys() <= named.keys() else None
 
     @functools.cached_property
     def _places(self) -> dict[bytes, str]:

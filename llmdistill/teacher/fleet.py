@@ -29,6 +29,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from llmdistill.cache.shard import Compression
+from llmdistill.config.prompts import MAIN_TEACHER
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.errors import ClusterError, EngineError, LLMDistillError
 from llmdistill.teacher import placement
@@ -63,6 +64,7 @@ def run_fleet(
     total: int | None = None,
     report: FleetReport | None = None,
     make_filter: FilterFactory | None = None,
+    name: str = MAIN_TEACHER,
 ) -> FleetReport:
     """Get a record for every request, on the connected cluster.
 
@@ -79,6 +81,7 @@ def run_fleet(
         total: requests of the whole corpus, of which `teacher.max_rejected_share` is a share; None: these requests.
         report: is filled, so that the caller has it when this fails, too.
         make_filter: makes what drops responses, in the replica's process; its settings are `teacher.filters`.
+        name: of the teacher, for metrics.
 
     Returns:
         the report.
@@ -95,7 +98,7 @@ def run_fleet(
     if not requests:
         return report
     dispatcher = Dispatcher(requests, teacher.requests_per_shard)
-    fleet = _Fleet(report, dispatcher, teacher, (make_engine, cache, spec, compression), make_filter)
+    fleet = _Fleet(report, dispatcher, teacher, (make_engine, cache, spec, compression), make_filter, name)
     with drain_on_sigterm() as drain:
         try:
             fleet.start(placement.count_replicas(teacher, -(-len(requests) // teacher.requests_per_shard)))
@@ -116,8 +119,11 @@ def _without_passed_over(
     requests: Sequence[Request], teacher: TeacherConfig, cache: Path, report: FleetReport
 ) -> list[Request]:
     """The requests that earlier calls have not given up; the others are counted in the report."""
-    filters = fingerprint(teacher.filters)
-    report.passed_over = [entry for entry in read_passed_over(cache) if entry.filters in ("", filters)]
+    filters, asked = fingerprint(teacher.filters), {request.key for request in requests}
+    # What other teachers' filters dropped stays in the file; of our own responses, other filters dropped them before.
+    report.passed_over = [
+        entry for entry in read_passed_over(cache) if entry.filters in ("", filters) or entry.key not in asked
+    ]
     entries = {entry.key: entry for entry in report.passed_over}
     for entry in [entries[request.key] for request in requests if request.key in entries]:
         (report.filtered if entry.filters else report.rejected).append(entry.row)
@@ -179,10 +185,11 @@ class _Fleet:
         dispatcher: Dispatcher,
         teacher: TeacherConfig,
         arguments: tuple[EngineFactory, Path, CaptureSpec, Compression],
-        make_filter: FilterFactory | None = None,
+        make_filter: FilterFactory | None,
+        name: str,
     ) -> None:
         self.report = report
-        self._metrics = FleetMetrics()
+        self._metrics = FleetMetrics(name)
         self.dispatcher = dispatcher
         self._arguments = arguments
         self._make_filter = make_filter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
@@ -124,6 +124,6 @@ class Replica:
         try:
             record = await self._engine.answer(request)
             check_record(request, record, self._spec)
-            return record
+            return replace(record, source=request.source_name)
         except ValueError as error:
             return RejectedRow(request.source, f"the engine refuses it: {error}")
