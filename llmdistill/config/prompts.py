@@ -166,7 +166,7 @@ class PromptsConfig(Section):
     shuffle: ShuffleConfig | None = None
     """Shuffled where given."""
     near_duplicates: NearDuplicatesConfig | None = None
-    """Removed where given. Equal prompts are always used once."""
+    """Removed where given. Equal prompts are always used once, by each teacher that is to answer them."""
     decontamination: DecontaminationConfig | None = None
     """Done where given."""
     held_out: float = Field(default=0.1, ge=0.0, lt=1.0)
