@@ -3,9 +3,9 @@
 total = Σ_objective weight · Σ_rows T² · row weight · value / (Σ row weight of the whole step)
 
 The denominator is over the supervised rows of all ranks and all micro-batches, and their number where nothing weighs
-them; whoever knows the whole step passes it in, so that ranks nor accumulation change the result. T² stands here and nowhere else: the gradient of a softmax at temperature T
-is 1/T² of the one at 1, and the factor keeps the balance of the objectives (Hinton et al. 2015, arXiv 1503.02531,
-section 2).
+them; whoever knows the whole step passes it in, so that neither ranks nor accumulation change the result. T² stands
+here and nowhere else: the gradient of a softmax at temperature T is 1/T² of the one at 1, and the factor keeps the
+balance of the objectives (Hinton et al. 2015, arXiv 1503.02531, section 2).
 """
 
 from __future__ import annotations
