@@ -51,10 +51,11 @@ def asked_teachers(config: RunConfig, main_folder: Path, tokenizer: PreTrainedTo
 
 
 def teacher_folder(teacher: TeacherConfig, key: str) -> Path:
-    """The folder of a teacher; of one behind a server without its weights."""
+    """The folder of a teacher; of one behind a server without its weights. `key` is its section, for messages."""
     from llmdistill.teacher.source import locate_model, resolve_teacher
 
-    return resolve_teacher(teacher.model) if teacher.server is None else locate_model(teacher.model, f"{key}.model")
+    find = resolve_teacher if teacher.server is None else locate_model
+    return find(teacher.model, f"{key}.model")
 
 
 def capture_spec(

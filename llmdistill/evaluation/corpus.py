@@ -63,9 +63,9 @@ class Corpus:
         return {name: (one, named[name]) for name, one in asked.items()} if asked.keys() <= named.keys() else None
 
     @functools.cached_property
-    def _places(self) -> dict[bytes, str]:
-        """Record key → `file:line`."""
-        return {request.key: request.source for request in self._made.requests}
+    def _source_names(self) -> dict[bytes, str]:
+        """Record key → name of its source."""
+        return {request.key: request.source_name for request in self._made.requests}
 
     def text(self, token_ids: list[int]) -> str:
         """What a person reads: special tokens and outer white space left out."""
@@ -76,8 +76,7 @@ class Corpus:
         names = [self._reader.sources[number] for number in self._reader.source_numbers[records].tolist()]
         if not all(names):
             keys = [self._reader.keys[number] for number in records.tolist()]
-            places = [self._places.get(key, "") for key in keys]
-            names = [name or place.rpartition(":")[0] for name, place in zip(names, places, strict=True)]
+            names = [name or self._source_names.get(key, "") for name, key in zip(names, keys, strict=True)]
         return names if all(names) else None
 
     def reference(self, key: bytes) -> str | None:
