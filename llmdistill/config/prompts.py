@@ -75,7 +75,7 @@ class SourceConfig(Section):
     """Readable rows that are taken, at most."""
     label: str | None = Field(default=None, min_length=1)
     """Name of the source in records, reports and `train.source_weights`; by default that of the file without folder and
-    endings, or the hub data set's id. Sources with equal labels count as one."""
+    endings, of a glob's folder, or the hub data set's id. Sources with equal labels count as one."""
     teachers: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Who answers its prompts: name of a teacher → weight. `teacher` is the section `teacher`, which answers alone
     where nothing is given; other names are keys of `teachers`. A hash of the prompt decides between several."""
@@ -97,7 +97,8 @@ class SourceConfig(Section):
             return self.label
         if self.path is None:
             return str(self.hub)
-        last = self.path.rstrip("/").rpartition("/")[2]
+        parts = self.path.rstrip("/").split("/")
+        last = next((part for part in reversed(parts) if part and not set("*?[") & set(part)), parts[-1])
         return _ENDINGS.sub("", last) or last
 
     @property

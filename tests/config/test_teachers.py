@@ -95,7 +95,7 @@ def test_evaluation_data_has_no_teacher() -> None:
         ({"path": "s3://bucket/elsewhere/gsm.JSONL.zst"}, "gsm"),
         ({"path": "gsm.v2.json.gz"}, "gsm.v2"),
         ({"path": "chats/"}, "chats"),
-        ({"path": "data/*.jsonl"}, "*"),
+        ({"path": "data/chats/*.jsonl"}, "chats"),
         ({"path": "a.jsonl", "label": "math"}, "math"),
         ({"hub": "openai/gsm8k", "name": "main"}, "openai/gsm8k"),
     ],
