@@ -95,6 +95,8 @@ def generate(run: Run) -> None:
         if report.deaths:
             say(f"{stage}: engines were restarted {report.restarts} times; the last one: {report.deaths[-1]}")
     write_index(run.folder.cache, [Capture(one.spec, one.name) for one in teachers.values()])
+    if others := len(done.difference(request.key for request in corpus.requests)):
+        say(f"generate: {others} records of the cache answer no prompt of this configuration; they are trained on, too")
     for change, count in corpus.changes.most_common():
         say(f"generate: {count} rows: {change}")
     if rejected:

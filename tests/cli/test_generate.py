@@ -52,9 +52,11 @@ def test_rows_that_are_not_used_are_counted_by_reason_and_listed(
         replace(make_record(number, k=64, vocabulary_size=len(tokenizer)), key=request.key)
         for number, request in enumerate(corpus.requests)
     ]
+    records.append(make_record(99, k=64, vocabulary_size=len(tokenizer)))
     write_shard(shard_folder(run.folder.cache), records, spec, "fake-1")
     stages.generate(run)
     said = capsys.readouterr().err
+    assert "generate: 1 records of the cache answer no prompt of this configuration" in said
     assert "generate: 1 rows: control tokens escaped" in said
     assert "generate: 1 rows: later user turns are not asked" in said
     assert "generate: 3 rows were not used (2 empty or no text, 1 duplicate), see" in said
