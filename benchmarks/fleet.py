@@ -36,9 +36,9 @@ from llmdistill.config.cluster import ClusterConfig
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.teacher.dispatch import Dispatcher
 from llmdistill.teacher.engines import make_engine
-from llmdistill.teacher.fleet import _Fleet
+from llmdistill.teacher.fleet import _Replicas
 from llmdistill.teacher.fleet_report import FleetReport
-from llmdistill.teacher.replica import Replica
+from llmdistill.teacher.replica import Replica, Target
 from llmdistill.teacher.source import resolve_teacher
 from llmdistill.teacher.vllm_engine import VLLMEngine, head_size
 from llmdistill.types import CaptureSpec, Request
@@ -119,7 +119,8 @@ def measure_fleet(folder: Path, capture: CaptureConfig, count: int, rounds: int)
     ray.get(bare.start.remote())
     # The end token is no id: responses have their full length, for every engine the same work.
     factory = functools.partial(make_engine, model, teacher, capture, vocabulary, -1)
-    fleet = _Fleet(FleetReport(), Dispatcher([], 1), teacher, (factory, folder / "cache", spec, "none"))
+    fleet = _Replicas(teacher, factory, None)
+    fleet.begin(FleetReport(), Dispatcher([], 1), Target(folder / "cache", spec))
     fleet.start(2)
     never = threading.Event()
     while len([handle for handle in fleet._handles.values() if handle.ready]) < 2:

@@ -17,6 +17,7 @@ are in the order of those tokens, so the row of the j-th supervised token i sits
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +27,25 @@ RECORD_KEY_BYTES = 16
 
 FINISH_REASONS = ("scored", "stop", "length")
 """`scored`: existing text; `stop`: the teacher ended its response; `length`: it was cut at `max_new_tokens`."""
+
+_STUDENT_PREFIX = "student:"
+_STUDENT_SOURCE = re.compile(re.escape(_STUDENT_PREFIX) + r"(\d+)")
+
+
+def student_source(step: int) -> str:
+    """`Record.source` of text that the student wrote after so many optimizer steps."""
+    return f"{_STUDENT_PREFIX}{step}"
+
+
+def student_step(source: str) -> int | None:
+    """Optimizer steps of the student that wrote a record, from its `Record.source`; None where another wrote it."""
+    found = _STUDENT_SOURCE.fullmatch(source)
+    return None if found is None else int(found[1])
+
+
+def written_by_student(source: str) -> bool:
+    """Whether the student wrote a record, rather than the teacher or the corpus."""
+    return student_step(source) is not None
 
 
 @dataclass(frozen=True)
@@ -137,7 +157,8 @@ class Record:
     split: int = 0
     """Hash of the prompt, see `Request.split`."""
     source: str = ""
-    """What the configuration calls the corpus source (`SourceConfig.known_as`), for weights per source."""
+    """What the configuration calls the corpus source (`SourceConfig.known_as`), for weights per source; or
+    `student_source` of text that the student wrote."""
     hidden_LRD: np.ndarray | None = None
     """float32 [L, R, D]: hidden states at the rows' positions, for each of `CaptureSpec.hidden_layers`."""
 

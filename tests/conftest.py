@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,9 +74,8 @@ def tiny_teacher(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def vllm_capture(teacher_folder: Path) -> Iterator[Capture]:
-    """A real vLLM engine on the real teacher in float32, shared by all tests that need one; the capture may change."""
-    from llmdistill.teacher.columns import Columns
+def vllm_engine(teacher_folder: Path) -> Iterator[tuple[Any, Callable[[Coroutine], Any]]]:
+    """A real vLLM engine on the real teacher in float32, shared by all tests that need one, and what waits for it."""
     from llmdistill.teacher.vllm_engine import VLLMEngine
 
     teacher = TeacherConfig.model_validate(
@@ -90,16 +90,25 @@ def vllm_capture(teacher_folder: Path) -> Iterator[Capture]:
 
     engine = VLLMEngine(teacher_folder, teacher, CaptureConfig(top_k=80), 49152, cores=(0, 1))
     wait(engine.start())
+    yield engine, wait
+    loop.call_soon_threadsafe(engine.stop)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(timeout=20)
+
+
+@pytest.fixture(scope="session")
+def vllm_capture(vllm_engine) -> Capture:
+    """The same engine, with any capture."""
+    from llmdistill.teacher.columns import Columns
+
+    engine, wait = vllm_engine
 
     async def ask(capture: CaptureConfig, requests: list[Request]) -> list[Record]:
         engine._columns = Columns.of(capture, 49152)
         await engine._install_capture()
         return list(await asyncio.gather(*(engine.answer(request) for request in requests)))
 
-    yield lambda capture, requests: wait(ask(capture, requests))
-    loop.call_soon_threadsafe(engine.stop)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(timeout=20)
+    return lambda capture, requests: wait(ask(capture, requests))
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,14 @@ import numpy as np
 
 from llmdistill.cache.index import shard_folder, write_index
 from llmdistill.cache.shard import write_shard
-from llmdistill.types import CaptureSpec, Record, TopKRows
+from llmdistill.types import CaptureSpec, Record, TopKRows, student_source
 
 SPEC = CaptureSpec("generate", "top_k", 8, 1000, "teacher", "tokenizer", "fake", "float32", {"temperature": 1.0})
 
 
-def make_record(number: int, *, k: int = 8, vocabulary_size: int = 1000, tokens: int = 20, prompt: int = 6) -> Record:
+def make_record(
+    number: int, *, k: int = 8, vocabulary_size: int = 1000, tokens: int = 20, prompt: int = 6, source: str = ""
+) -> Record:
     """A record with random logits, the same for the same arguments."""
     generator = np.random.default_rng(number)
     token_ids = generator.integers(0, vocabulary_size, tokens).astype(np.int32)
@@ -34,15 +36,23 @@ def make_record(number: int, *, k: int = 8, vocabulary_size: int = 1000, tokens:
         rows,
         "stop",
         split=int(generator.integers(0, 2**64, dtype=np.uint64)),
+        source=source,
     )
 
 
 def make_cache(
-    folder: Path, records: int = 12, shard: int = 5, spec: CaptureSpec = SPEC, **options: int
+    folder: Path, records: int = 12, shard: int = 5, spec: CaptureSpec = SPEC, by_student: int = 0, **options: int
 ) -> list[Record]:
-    """A cache of `records` random records; returns them."""
+    """A cache of `records` random records, the first `by_student` of them the student's; returns them."""
     made = [
-        make_record(number, k=spec.top_k, vocabulary_size=spec.vocabulary_size, **options) for number in range(records)
+        make_record(
+            number,
+            k=spec.top_k,
+            vocabulary_size=spec.vocabulary_size,
+            source=student_source(7) if number < by_student else "",
+            **options,
+        )
+        for number in range(records)
     ]
     for start in range(0, records, shard):
         write_shard(shard_folder(folder), made[start : start + shard], spec, "fake-1")

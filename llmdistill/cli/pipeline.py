@@ -44,7 +44,7 @@ PIPELINE = (
     Stage(
         "train",
         stages.train,
-        ("prompts", "student", "objectives", "train", "evaluate.baseline"),
+        ("prompts", "student", "objectives", "train", "rounds", "evaluate.baseline"),
         ("checkpoints", "untrained"),
     ),
     Stage("export", stages.export, ("evaluate.baseline", "export"), ("student",)),

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from llmdistill.config.objectives import AnyObjective, SequenceCEConfig, needs_t
 from llmdistill.config.prompts import MAIN_TEACHER
 from llmdistill.config.run import RunConfig
 from llmdistill.config.train import TrainConfig
-from llmdistill.errors import DataError
+from llmdistill.errors import ConfigError, DataError
 from llmdistill.observe.progress import Progress
 from llmdistill.observe.run_folder import RunFolder
 
@@ -150,15 +150,31 @@ def train(run: Run) -> None:
 
         GrowingCache(run.folder.cache).take(timeout_seconds=run.config.train.cache_timeout_s)
     if torchrun.is_worker():
+        if run.config.rounds is not None:
+            raise ConfigError(
+                "rounds need the fleets of a Ray cluster",
+                where="rounds",
+                fix="run `llmdistill train` without torchrun, or leave the rounds out",
+            )
         _train_as_worker(run)
         return
-    from llmdistill.trainer.launcher import launch
+    if run.config.rounds is not None:
+        from llmdistill.cli.rounds import train_in_rounds
 
+        train_in_rounds(run, run.config.rounds)
+        return
     make_untrained(run)
     with ray_cluster(run.config.cluster, [{"GPU": 1, TRAIN: SHARE}] * run.config.train.workers):
-        for job in _training_jobs(run):
-            with _training_progress(job) as show:
-                launch(job, run.folder.scratch, show, lambda message: say(f"train: {message}"))
+        for job in training_jobs(run):
+            train_on_cluster(run, job)
+
+
+def train_on_cluster(run: Run, job: TrainJob, cpus_in_use: Mapping[str, int] | None = None) -> None:
+    """Train one model on the connected cluster; `cpus_in_use` as of `launch`."""
+    from llmdistill.trainer.launcher import launch
+
+    with _training_progress(job) as show:
+        launch(job, run.folder.scratch, show, lambda message: say(f"train: {message}"), cpus_in_use)
 
 
 def _train_as_worker(run: Run) -> None:
@@ -172,7 +188,7 @@ def _train_as_worker(run: Run) -> None:
         if rank == 0:
             make_untrained(run)
         torch.distributed.barrier()
-        for job in _training_jobs(run):
+        for job in training_jobs(run):
             if rank == 0:
                 with _training_progress(job) as show, watched(job.metrics, job.name, show):
                     run_training(job)
@@ -180,7 +196,8 @@ def _train_as_worker(run: Run) -> None:
                 run_training(job)
 
 
-def _training_jobs(run: Run) -> list[TrainJob]:
+def training_jobs(run: Run) -> list[TrainJob]:
+    """The student's training, then that of the baseline where one is asked for."""
     from llmdistill.trainer.job import TrainJob
 
     def job(name: str, objectives: tuple[AnyObjective, ...], checkpoints: Path, settings: TrainConfig) -> TrainJob:
@@ -214,7 +231,7 @@ def _training_progress(job: TrainJob) -> Iterator[Callable[[dict[str, Any]], Non
     with Progress(f"train {job.name}", total, "steps", first) as progress:
 
         def show(line: dict[str, Any]) -> None:
-            names = (*(objective.type for objective in job.objectives), "grad_norm")
+            names = (*(objective.name for objective in job.objectives), "grad_norm")
             values = {name: line[name] for name in names if name in line}  # those of a skipped step are not finite
             skipped = f", {line['skipped_steps']} skipped" if line.get("skipped_steps") else ""
             progress.update(line["step"], f"{line['tokens_per_second']:.0f} tokens/s{skipped}", values)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from llmdistill.config.self_distillation import SelfDistillationConfig, SelfDistillationObjective
 from llmdistill.config.structure import MappedConfig, StructureObjective
-from llmdistill.config.weighting import ObjectiveConfig, ScheduleConfig
+from llmdistill.config.weighting import ScheduleConfig, TextObjectiveConfig
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-class TemperedConfig(ObjectiveConfig):
+class TemperedConfig(TextObjectiveConfig):
     """A divergence between the teacher's distribution and the student's."""
 
     temperature: float = Field(default=1.0, gt=0.0)
@@ -53,6 +53,17 @@ class ReverseKLConfig(DivergenceConfig):
 
     type: Literal["reverse_kl"]
     """Name of the objective."""
+    support: Literal["teacher", "student"] = "teacher"
+    """Whose ids count one by one. `teacher`: the stored ones, or all of them with a live teacher; `student`: the
+    student's own most likely ones, with one outcome for all others; needs `train.soft_labels: live`."""
+    student_top_k: PositiveInt = 64
+    """How many ids of `support: student`."""
+
+    @model_validator(mode="after")
+    def _top_k_belongs_to_the_students_support(self) -> Self:
+        if "student_top_k" in self.model_fields_set and self.support != "student":
+            raise ValueError("student_top_k: counts the ids of support: student; set that too, or leave it out")
+        return self
 
 
 class JSDConfig(DivergenceConfig):
@@ -130,27 +141,43 @@ class TAIDConfig(TemperedConfig):
     """Share of the steps after which the target is the teacher."""
 
 
-class HardCEConfig(ObjectiveConfig):
+class HardCEConfig(TextObjectiveConfig):
     """Cross-entropy of the student on the tokens of the data; needs `prompts.mode: score`."""
 
     type: Literal["hard_ce"]
     """Name of the objective."""
 
 
-class SequenceCEConfig(ObjectiveConfig):
+class SequenceCEConfig(TextObjectiveConfig):
     """Cross-entropy of the student on the tokens of the response."""
 
     type: Literal["sequence_ce"]
     """Name of the objective."""
 
 
-class ZLossConfig(ObjectiveConfig):
+class ZLossConfig(TextObjectiveConfig):
     """Square of the student's log-normaliser, which keeps its logits small."""
 
     type: Literal["z_loss"]
     """Name of the objective."""
     weight: float = Field(default=1.0e-4, gt=0.0)
     """Factor in the total."""
+
+
+class PolicyGradientConfig(TextObjectiveConfig):
+    """KL(student ‖ teacher) as a policy gradient on text that the student drew at temperature 1.
+
+    Needs the teacher's log-probability of the actual token alone. The gradient averages to that of the divergence and
+    the value, log q - log p of the actual token, to the divergence.
+    """
+
+    type: Literal["policy_gradient"]
+    """Name of the objective."""
+    text: Literal["all", "student"] = "student"
+    """As in other objectives; `all` is for a cache that holds nothing but the student's text under other names."""
+    discount: Share = 0.0
+    """Weight of the advantage of each later token of the record against that of the one before it. 0: a token answers
+    for itself alone; 1: for all that follows. Above 0 the head is run twice."""
 
 
 LogitObjective = (
@@ -166,6 +193,7 @@ LogitObjective = (
     | HardCEConfig
     | SequenceCEConfig
     | ZLossConfig
+    | PolicyGradientConfig
 )
 AuxiliaryObjective = StructureObjective | SelfDistillationObjective
 """What needs more than the student's logits and the teacher's distributions."""
@@ -208,6 +236,11 @@ def require_captured(
                     " use train.soft_labels: cache"
                 )
         elif isinstance(objective, TemperedConfig):
+            if isinstance(objective, ReverseKLConfig) and objective.support == "student":
+                raise ValueError(
+                    f"{where}.support: the capture holds the teacher's most likely ids, and not p of the student's; use"
+                    " support: teacher, or train.soft_labels: live"
+                )
             _require_temperature(objective, where, kind, temperatures)
             if kind == "top_k":
                 _require_policy(objective, where, mode, sampling)
@@ -250,6 +283,11 @@ def _require_policy(objective: AnyObjective, where: str, mode: str, sampling: tu
         raise ValueError(
             f"{where}.tail: ground_truth holds at temperature 1 only, not at {objective.temperature:g}; use tail:"
             " bucket, or temperature 1.0"
+        )
+    if objective.text == "student":
+        raise ValueError(
+            f"{where}.tail: ground_truth is unbiased only on tokens that the teacher drew, not on the student's; use"
+            " tail: bucket, or text: teacher"
         )
 
 

@@ -20,6 +20,7 @@ from llmdistill.config.objectives import (
     require_captured,
 )
 from llmdistill.config.prompts import MAIN_TEACHER, PromptsConfig
+from llmdistill.config.rounds import RoundsConfig
 from llmdistill.config.student import StudentConfig
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.config.train import TrainConfig
@@ -47,6 +48,8 @@ class RunConfig(Section):
     """What it is trained on."""
     train: TrainConfig = TrainConfig()
     """How it is trained."""
+    rounds: RoundsConfig | None = None
+    """With what the student writes itself, in rounds; null: on the cache alone."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """What is measured."""
     export: ExportConfig = ExportConfig()
@@ -56,9 +59,9 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _distinct_objectives(self) -> Self:
-        types = [objective.type for objective in self.objectives]
-        if len(set(types)) < len(types):
-            raise ValueError(f"each type of objective may stand once in objectives, found {types}")
+        names = [objective.name for objective in self.objectives]
+        if len(set(names)) < len(names):
+            raise ValueError(f"each type of objective may stand once in objectives for each text, found {names}")
         return self
 
     @model_validator(mode="after")
@@ -73,9 +76,23 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _best_model_has_a_known_metric(self) -> Self:
-        known = ["eval_loss", *(f"eval_{objective.type}" for objective in self.objectives)]
+        known = ["eval_loss", *(f"eval_{objective.name}" for objective in self.objectives)]
         if self.train.metric_for_best_model not in known:
             raise ValueError(f"train.metric_for_best_model: must be one of {', '.join(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_say_how_long(self) -> Self:
+        train = self.train
+        if self.rounds is None:
+            return self
+        for name, given in (("max_steps", train.max_steps is not None), ("wait_for_cache", train.wait_for_cache)):
+            if given:
+                raise ValueError(
+                    f"train.{name}: rounds.count × rounds.steps say how long the training is; leave it out"
+                )
+        if self.capture.hidden_layers:
+            raise ValueError("capture.hidden_layers: the student's text has none; leave them out, or the rounds")
         return self
 
     @model_validator(mode="after")
@@ -110,11 +127,12 @@ class RunConfig(Section):
             "train.soft_labels: live": self.train.soft_labels == "live",
             "objectives on inner states": needs_teacher(self.objectives),
             "capture.hidden_layers": bool(self.capture.hidden_layers),
+            "rounds": self.rounds is not None,
         }
         for what in [what for what, asked in live.items() if asked]:
             raise ValueError(
-                f"{what}: these are states of one model, and {', '.join(self.asked_teachers)} answer the prompts; let"
-                f" the section {MAIN_TEACHER} answer all of them, or keep to soft labels of the cache"
+                f"{what}: these are states or scores of one model, and {', '.join(self.asked_teachers)} answer the"
+                f" prompts; let the section {MAIN_TEACHER} answer all of them, or keep to soft labels of the cache"
             )
         return self
 

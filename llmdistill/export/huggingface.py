@@ -65,16 +65,19 @@ def export_student(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def trained_model(checkpoint: Path, init: Path) -> PreTrainedModel:
-    """The student with the weights of a checkpoint, or their moving average where the training kept one.
+def trained_model(checkpoint: Path, init: Path, average: bool | None = None) -> PreTrainedModel:
+    """The student with the weights of a checkpoint, in the precision of its first weights.
 
-    In the precision of its first weights.
+    Args:
+        checkpoint: as of `export_student`.
+        init: as of `export_student`.
+        average: take their moving average; None: where the training kept one.
 
     Raises:
         DataError: the checkpoint lacks weights, or has empty or unknown ones.
 
     """
-    weights = full_weights(checkpoint, average=has_average(checkpoint))
+    weights = full_weights(checkpoint, average=has_average(checkpoint) if average is None else average)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(init), dtype="auto")
     expected = dict(model.named_parameters())
     tied = set(model.state_dict()) - set(expected) - set(dict(model.named_buffers()))
@@ -91,6 +94,24 @@ def trained_model(checkpoint: Path, init: Path) -> PreTrainedModel:
     model.load_state_dict({name: weights[name].to(expected[name].dtype) for name in expected}, strict=False)
     model.tie_weights()
     return model
+
+
+def write_weights(checkpoint: Path, init: Path, file: Path) -> None:
+    """Write the weights of a checkpoint (not their moving average) as one safetensors file, named as in `init`.
+
+    Raises:
+        DataError: as `trained_model`, or the file cannot be written.
+
+    """
+    temporary = file.with_name(f".{file.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        trained_model(checkpoint, init, average=False).save_pretrained(str(temporary), max_shard_size="1TB")
+        (temporary / "model.safetensors").rename(file)
+    except OSError as error:
+        raise DataError(f"cannot write the student's weights: {error}", where=str(file)) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def full_weights(checkpoint: Path, prefix: str = _PREFIX, average: bool = False) -> dict[str, torch.Tensor]:
@@ -113,7 +134,7 @@ def full_weights(checkpoint: Path, prefix: str = _PREFIX, average: bool = False)
     module_file = checkpoint / "mp_rank_00_model_states.pt"
     try:
         if list(checkpoint.glob("*_optim_states.pt")):
-            with contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
         else:  # ZeRO stage 0 keeps the module whole
             weights = torch.load(module_file, map_location="cpu", weights_only=False)["module"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from llmdistill.objectives.divergence import forward_kl, reverse_kl, skew_forward_kl, skew_reverse_kl
+from llmdistill.objectives.divergence import forward_kl, reverse_kl
 
 
 def adaptive_kl(teacher_RE: torch.Tensor, student_RE: torch.Tensor, head_mass: float = 0.5) -> torch.Tensor:
@@ -54,24 +54,3 @@ def taid(teacher_RE: torch.Tensor, student_RE: torch.Tensor, share: float) -> to
     """
     target_RE = torch.lerp(student_RE.detach(), teacher_RE, share).log_softmax(dim=1)
     return forward_kl(target_RE, student_RE)
-
-
-def paired_skew_kl(
-    teacher_RE: torch.Tensor, student_RE: torch.Tensor, is_student_text_R: torch.Tensor, alpha: float = 0.1
-) -> torch.Tensor:
-    """Skew forward KL on rows of the teacher's text, skew reverse KL on rows of the student's own.
-
-    Source: DistiLLM-2, arXiv 2503.07067, equation 4.
-
-    Args:
-        teacher_RE: log p.
-        student_RE: log q.
-        is_student_text_R: bool [R].
-        alpha: skew of both.
-
-    """
-    return torch.where(
-        is_student_text_R,
-        skew_reverse_kl(teacher_RE, student_RE, alpha),
-        skew_forward_kl(teacher_RE, student_RE, alpha),
-    )

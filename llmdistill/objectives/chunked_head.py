@@ -14,12 +14,13 @@ The readable form of the same is `row_sums(hidden_RD @ weight_VD.T, …)` in `to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from llmdistill.objectives.rows import Rows
 from llmdistill.objectives.targets import TeacherTargets, softcapped
 from llmdistill.objectives.terms import Term
 from llmdistill.objectives.total import row_sums
@@ -83,19 +84,59 @@ def chunked_head(
         softcap: of the student's logits, see `softcapped`.
 
     """
+    plan = _plan(weight_VD, targets, terms, vocabulary_size, measure_gradients, chunk_rows, group_rows, softcap)
+    total, values, squares = _ChunkedHead.apply(hidden_RD, weight_VD, plan)
+    return HeadSums(total, values, squares if measure_gradients else None)
+
+
+@torch.no_grad()
+def chunked_values(
+    hidden_RD: torch.Tensor,
+    weight_VD: torch.Tensor,
+    targets: TeacherTargets,
+    values: Callable[[Rows], torch.Tensor],
+    vocabulary_size: int | None = None,
+    softcap: float | None = None,
+    chunk_rows: int | None = None,
+) -> torch.Tensor:
+    """A value per row [R], at least one, without a graph and without weights; arguments as of `chunked_head`."""
+    plan = _plan(weight_VD, targets, (), vocabulary_size, chunk_rows=chunk_rows, softcap=softcap)
+    chunks = _chunks(hidden_RD, weight_VD[: plan.vocabulary_size], plan)
+    return torch.cat([values(Rows(chunk_RV, part)) for chunk_RV, part in chunks])
+
+
+def _plan(
+    weight_VD: torch.Tensor,
+    targets: TeacherTargets,
+    terms: Sequence[Term],
+    vocabulary_size: int | None,
+    measure: bool = False,
+    chunk_rows: int | None = None,
+    group_rows: int | None = None,
+    softcap: float | None = None,
+) -> _Plan:
     vocabulary_size = len(weight_VD) if vocabulary_size is None else vocabulary_size
     chunk_bytes = CHUNK_BYTES.get(weight_VD.device.type, CHUNK_BYTES["cuda"])
-    plan = _Plan(
+    return _Plan(
         targets,
         tuple(terms),
         vocabulary_size,
         chunk_rows or max(chunk_bytes // (4 * vocabulary_size), 1),
         group_rows or max(GROUP_BYTES // (weight_VD.element_size() * vocabulary_size), 1),
-        measure_gradients,
+        measure,
         softcap,
     )
-    total, values, squares = _ChunkedHead.apply(hidden_RD, weight_VD, plan)
-    return HeadSums(total, values, squares if measure_gradients else None)
+
+
+def _chunks(
+    hidden_RD: torch.Tensor, weight_VD: torch.Tensor, plan: _Plan
+) -> Iterator[tuple[torch.Tensor, TeacherTargets]]:
+    """The logits of a chunk of rows after the other, with their targets."""
+    for first in range(0, len(hidden_RD), plan.group_rows):
+        logits_RV = hidden_RD[first : first + plan.group_rows] @ weight_VD.T
+        for start in range(0, len(logits_RV), plan.chunk_rows):
+            stop = min(start + plan.chunk_rows, len(logits_RV))
+            yield softcapped(logits_RV[start:stop], plan.softcap), plan.targets.rows(first + start, first + stop)
 
 
 class _ChunkedHead(torch.autograd.Function):
@@ -108,12 +149,8 @@ class _ChunkedHead(torch.autograd.Function):
         factors = torch.tensor([term.weight for term in plan.terms], dtype=accumulate, device=hidden_RD.device)
         sums = factors.new_zeros(2, len(factors))
         if not any(ctx.needs_input_grad[:2]) and not plan.measure:
-            for first in range(0, len(hidden_RD), plan.group_rows):
-                logits_RV = hidden_RD[first : first + plan.group_rows] @ weight_VD.T
-                for start in range(0, len(logits_RV), plan.chunk_rows):
-                    stop = min(start + plan.chunk_rows, len(logits_RV))
-                    chunk_RV = softcapped(logits_RV[start:stop], plan.softcap)
-                    sums[0] += row_sums(chunk_RV, plan.targets.rows(first + start, first + stop), plan.terms)
+            for chunk_RV, targets in _chunks(hidden_RD, weight_VD, plan):
+                sums[0] += row_sums(chunk_RV, targets, plan.terms)
             return (sums[0] * factors).sum(), sums[0], sums[1]
         grad_hidden_RD = torch.empty_like(hidden_RD)
         grad_padded_VD = torch.zeros_like(padded_VD) if ctx.needs_input_grad[1] else None

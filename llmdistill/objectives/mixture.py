@@ -30,7 +30,10 @@ def mix_dense(teachers: Sequence[DenseTargets], shares: Sequence[float]) -> Dens
     ]
     mixed_RV = torch.stack(parts).logsumexp(dim=0)
     return DenseTargets(
-        actual_ids_R=teachers[0].actual_ids_R, row_weights_R=teachers[0].row_weights_R, logits_RV=mixed_RV
+        actual_ids_R=teachers[0].actual_ids_R,
+        row_weights_R=teachers[0].row_weights_R,
+        student_rows_R=teachers[0].student_rows_R,
+        logits_RV=mixed_RV,
     )
 
 
@@ -48,6 +51,7 @@ def mix_weighted(teachers: Sequence[WeightedTargets], shares: Sequence[float]) -
     return WeightedTargets(
         actual_ids_R=teachers[0].actual_ids_R,
         row_weights_R=teachers[0].row_weights_R,
+        student_rows_R=teachers[0].student_rows_R,
         ids_RK=torch.cat([teacher.ids_RK for teacher in teachers], dim=1),
         weights_RK=torch.cat(weights, dim=1),
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from llmdistill.objectives.student_logprobs import StudentLogprobs, student_logprobs
-from llmdistill.objectives.support import Support, Tail, common_support
-from llmdistill.objectives.targets import HeadTargets, TeacherTargets, WeightedTargets
+from llmdistill.objectives.support import Support, Tail, common_support, floored
+from llmdistill.objectives.targets import DenseTargets, HeadTargets, TeacherTargets, WeightedTargets
 
 
 class Rows:
@@ -29,6 +29,14 @@ class Rows:
         if temperature not in self._students:
             self._students[temperature] = student_logprobs(self.logits_RV, self.targets, temperature)
         return self._students[temperature]
+
+    def teacher_actual(self) -> torch.Tensor:
+        """The teacher's log-probability of the actual token [R], at temperature 1, in the student's precision."""
+        if isinstance(self.targets, DenseTargets):
+            teacher_RV = self.support(1.0, "bucket").teacher_RE
+            return teacher_RV.gather(1, self.targets.actual_ids_R.unsqueeze(1)).squeeze(1)
+        assert self.targets.actual_logprobs_R is not None, "needs the teacher's log-probability of the actual token"
+        return floored(self.targets.actual_logprobs_R.to(self.student().actual_R.dtype))
 
     def support(self, temperature: float, tail: Tail) -> Support:
         """Both distributions over the same outcomes; of weighted targets, over their exact head and a tail."""

@@ -71,6 +71,28 @@ def common_support(
     return Support(floored(teacher_RK), floored(student_RK))
 
 
+def on_student_top_k(whole: Support, k: int) -> Support:
+    """The student's k most likely outcomes, and one for all others on both sides.
+
+    Merging outcomes cannot raise an f-divergence. Which ids are kept is constant in backward.
+
+    Args:
+        whole: over the whole vocabulary.
+        k: at least 1; from the vocabulary on, nothing is merged.
+
+    """
+    if k >= whole.student_RE.shape[1]:
+        return whole
+    ids_RK = whole.student_RE.detach().topk(k, dim=1).indices
+
+    def merged(logprobs_RV: torch.Tensor) -> torch.Tensor:
+        # The others are summed by themselves: 1 - Σ kept would round.
+        rest_R = logprobs_RV.scatter(1, ids_RK, -torch.inf).logsumexp(dim=1)
+        return torch.cat([logprobs_RV.gather(1, ids_RK), rest_R.unsqueeze(1)], dim=1)
+
+    return Support(floored(merged(whole.teacher_RE)), floored(merged(whole.student_RE)))
+
+
 def tempered_top_k(targets: TopKTargets, temperature: float, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """The teacher's kept log-probabilities [R, K] at a temperature, exact over the full vocabulary, and their mass [R].
 

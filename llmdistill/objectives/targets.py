@@ -24,6 +24,12 @@ class Targets:
     """int64 [R]: the token that really follows each row."""
     row_weights_R: torch.Tensor | None = None
     """[R]: factor of the row's value in every objective, from its record (a score, a filter, best of n); None is 1."""
+    student_rows_R: torch.Tensor | None = None
+    """bool [R]: the student wrote the row's record; None where nobody asks."""
+    actual_logprobs_R: torch.Tensor | None = None
+    """float [R]: the teacher's log-probability of the actual token, at temperature 1; not where there are logits."""
+    later_advantages: Mapping[float, torch.Tensor] = field(default_factory=dict)
+    """discount → float [R], see `policy_gradient.later_advantages`; for discounts above 0 that an objective uses."""
 
     def rows(self, start: int, stop: int) -> Self:
         """The rows start … stop - 1."""
@@ -47,8 +53,6 @@ class TopKTargets(Targets):
     """float [R, K]: their log-probabilities at temperature 1 over the full vocabulary."""
     mass_R: torch.Tensor
     """float [R]: the sum of the kept probabilities; what is missing to 1 is the tail."""
-    actual_logprobs_R: torch.Tensor | None = None
-    """float [R]: the teacher's log-probability of the actual token, at temperature 1."""
     log_sum_exps: Mapping[float, torch.Tensor] = field(default_factory=dict)
     """temperature τ → float [R]: log Σ_v exp(logprob_v / τ) over the full vocabulary. At τ = 1 it is 0, not stored."""
     valid_RK: torch.Tensor | None = None
@@ -110,7 +114,13 @@ class HeadTargets(Targets):
         """The logits of these rows, without a graph."""
         with torch.no_grad():
             logits_RV = softcapped(self.hidden_RD @ self.head_weight.T, self.softcap)
-        return DenseTargets(actual_ids_R=self.actual_ids_R, row_weights_R=self.row_weights_R, logits_RV=logits_RV)
+        return DenseTargets(
+            actual_ids_R=self.actual_ids_R,
+            row_weights_R=self.row_weights_R,
+            student_rows_R=self.student_rows_R,
+            later_advantages=self.later_advantages,
+            logits_RV=logits_RV,
+        )
 
 
 TeacherTargets = TopKTargets | WeightedTargets | DenseTargets | HeadTargets

@@ -17,6 +17,8 @@ from llmdistill.config.objectives import (
     HardCEConfig,
     JSDConfig,
     LogitObjective,
+    PolicyGradientConfig,
+    ReverseKLConfig,
     SequenceCEConfig,
     SkewForwardKLConfig,
     SkewReverseKLConfig,
@@ -35,10 +37,11 @@ from llmdistill.objectives.divergence import (
     skew_reverse_kl,
     total_variation,
 )
+from llmdistill.objectives.policy_gradient import policy_gradient
 from llmdistill.objectives.rows import Rows
 from llmdistill.objectives.schedule import Schedule
-from llmdistill.objectives.support import Tail
-from llmdistill.objectives.targets import TopKTargets, WeightedTargets
+from llmdistill.objectives.support import Tail, floored, on_student_top_k
+from llmdistill.objectives.targets import DenseTargets, TopKTargets, WeightedTargets
 
 Divergence = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -48,13 +51,15 @@ class Term:
     """One objective of the total, all its numbers fixed."""
 
     name: str
-    """The objective's type."""
+    """The objective's name."""
     weight: float
     """Factor in the total."""
     values: Callable[[Rows], torch.Tensor]
     """A value per row [R], float32 or better, without weight and without T²."""
     temperature: float = 1.0
     """T of the softmaxes; the reduction multiplies by T²."""
+    text: Literal["all", "teacher", "student"] = "all"
+    """Whose text it looks at; the reduction sets the values of other rows to 0."""
 
 
 def make_terms(
@@ -65,7 +70,7 @@ def make_terms(
     Args:
         objectives: as configured; those on inner states are left out.
         progress: 0 at the first step, 1 at the last.
-        factors: objective type → factor of its weight, where objectives are balanced.
+        factors: objective name → factor of its weight, where objectives are balanced.
 
     """
     chosen = [objective for objective in objectives if isinstance(objective, LogitObjective)]
@@ -87,14 +92,20 @@ def _factor(schedule: ScheduleConfig | None, progress: float) -> float:
 def _term(objective: LogitObjective, progress: float) -> Term:
     weight = weight_at(objective, progress)
     if isinstance(objective, (HardCEConfig, SequenceCEConfig, ZLossConfig)):
-        return Term(objective.type, weight, _TOKEN_VALUES[objective.type])
+        return Term(objective.name, weight, _TOKEN_VALUES[objective.type], text=objective.text)
+    if isinstance(objective, PolicyGradientConfig):
+        values = partial(policy_gradient_values, discount=objective.discount)
+        return Term(objective.name, weight, values, text=objective.text)
     temperature = objective.temperature * _factor(objective.temperature_schedule, progress)
     if isinstance(objective, ForwardKLConfig):
         values = partial(forward_kl_values, temperature=temperature, tail=objective.tail)
-        return Term(objective.type, weight, values, temperature)
+        return Term(objective.name, weight, values, temperature, objective.text)
+    if isinstance(objective, ReverseKLConfig) and objective.support == "student":
+        values = partial(student_top_k_values, temperature=temperature, k=objective.student_top_k)
+        return Term(objective.name, weight, values, temperature, objective.text)
     divergence = _divergence(objective, progress)
     values = partial(divergence_values, divergence=divergence, temperature=temperature, tail=objective.tail)
-    return Term(objective.type, weight, values, temperature)
+    return Term(objective.name, weight, values, temperature, objective.text)
 
 
 def _divergence(objective: LogitObjective, progress: float) -> Divergence:
@@ -120,6 +131,13 @@ def divergence_values(rows: Rows, divergence: Divergence, temperature: float, ta
     return divergence(support.teacher_RE, support.student_RE)
 
 
+def student_top_k_values(rows: Rows, temperature: float, k: int) -> torch.Tensor:
+    """KL(q ‖ p) per row [R] over the student's own top k and one outcome for all others; needs dense targets."""
+    assert isinstance(rows.targets, DenseTargets), "p of the student's ids is known of a live teacher only"
+    support = on_student_top_k(rows.support(temperature, "bucket"), k)
+    return reverse_kl(support.teacher_RE, support.student_RE)
+
+
 def forward_kl_values(
     rows: Rows, temperature: float = 1.0, tail: Tail | Literal["ground_truth"] = "bucket"
 ) -> torch.Tensor:
@@ -137,10 +155,15 @@ def forward_kl_values(
         return divergence_values(rows, forward_kl, temperature, tail)
     assert isinstance(targets, TopKTargets), "dense targets have no tail"
     assert temperature == 1.0, "the actual token was drawn at temperature 1"
-    assert targets.actual_logprobs_R is not None, "ground_truth needs the teacher's log-probability of the actual token"
     kept_R = divergence_values(rows, forward_kl, 1.0, "none")
     outside_R = ~_among(targets)
-    return kept_R + outside_R * (targets.actual_logprobs_R.to(kept_R.dtype) + token_ce(rows.student()))
+    return kept_R + outside_R * (rows.teacher_actual() + token_ce(rows.student()))
+
+
+def policy_gradient_values(rows: Rows, discount: float = 0.0) -> torch.Tensor:
+    """See `policy_gradient`; a discount above 0 needs `Targets.later_advantages`."""
+    later_R = rows.targets.later_advantages[discount] if discount else None
+    return policy_gradient(rows.teacher_actual(), floored(rows.student().actual_R), later_R)
 
 
 def _among(targets: TopKTargets) -> torch.Tensor:

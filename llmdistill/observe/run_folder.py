@@ -58,6 +58,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def rounds(self) -> Path:
+        """What the student wrote in each round, and the teacher's scores of it."""
+        return self.path / "rounds"
+
+    @property
     def student(self) -> Path:
         """The result, a model folder."""
         return self.path / "student"

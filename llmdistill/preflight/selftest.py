@@ -125,7 +125,7 @@ def _record(teacher: Any, number: int, columns: Columns) -> Record:
 
     from llmdistill.teacher import extract
     from llmdistill.teacher.capture import draw_seed, fill_columns
-    from llmdistill.types import Record
+    from llmdistill.types import Record, student_source
 
     key = number.to_bytes(16, "little")
     token_ids = torch.randint(0, VOCABULARY, (TOKENS,))
@@ -137,7 +137,9 @@ def _record(teacher: Any, number: int, columns: Columns) -> Record:
     )
     supervised = [position >= PROMPT for position in range(TOKENS)]
     rows = extract.rows_of_prompt(_flat(*filled), token_ids.tolist(), supervised, columns)
-    return Record(key, token_ids.numpy().astype(np.int32), np.array(supervised), rows, "scored", number)
+    # Every other one counts as the student's, so that objectives on either text see some.
+    source = student_source(0) if number % 2 else ""
+    return Record(key, token_ids.numpy().astype(np.int32), np.array(supervised), rows, "scored", number, source)
 
 
 def _flat(ids_RW: torch.Tensor, values_RW: torch.Tensor) -> _Flat:
@@ -191,10 +193,10 @@ def _gradients(module: Any, reader: CacheReader, objectives: tuple[AnyObjective,
     )
     norms = squares.sqrt().tolist()
     said = ", ".join(
-        f"{objective.type} {float(value) / ROWS:.3g} a row (gradient {norm / ROWS:.2g})"
+        f"{objective.name} {float(value) / ROWS:.3g} a row (gradient {norm / ROWS:.2g})"
         for objective, value, norm in zip(objectives, values, norms, strict=True)
     )
-    dead = [o.type for o, norm in zip(objectives, norms, strict=True) if not 0 < norm < float("inf")]
+    dead = [o.name for o, norm in zip(objectives, norms, strict=True) if not 0 < norm < float("inf")]
     if dead:
         return [error("self-test: gradients", f"no usable gradient of {', '.join(dead)}: {said}", _FIX)]
     if not whole:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from llmdistill.types import Record, Request
@@ -22,6 +23,17 @@ class TeacherEngine(Protocol):
         Raises:
             ValueError: this request cannot be answered; others can.
             EngineError: the engine is dead or returned something impossible.
+
+        """
+
+    async def load_weights(self, file: Path) -> None:
+        """Put other weights of the same names and shapes into the running engine, while it answers nothing.
+
+        Args:
+            file: safetensors, names as in the model folder.
+
+        Raises:
+            EngineError: they do not fit, or this engine cannot.
 
         """
 

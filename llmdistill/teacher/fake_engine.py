@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,6 +36,7 @@ class FakeEngine:
         self._columns = Columns.of(capture, vocabulary_size)
         self._vocabulary_size = vocabulary_size
         self._end = end_token_id
+        self._weights = 0
         self.logprobs = functools.lru_cache(maxsize=4096)(self._logprobs)
 
     async def start(self) -> None:
@@ -57,6 +60,11 @@ class FakeEngine:
         rows = self._columns.rows(ids_RW.numpy(), values_RW.numpy())
         return Record(request.key, tokens_N, supervised_N, rows, finish_reason, request.split)
 
+    async def load_weights(self, file: Path) -> None:
+        """Other weights are another chain."""
+        self._weights = int.from_bytes(hashlib.blake2b(file.read_bytes(), digest_size=6).digest(), "big")
+        self.logprobs.cache_clear()
+
     def stop(self) -> None:
         """Nothing to free."""
 
@@ -73,7 +81,7 @@ class FakeEngine:
 
     def _logprobs(self, last_token: int) -> np.ndarray:
         """float32 [V]: some favourites, the end token among them, over a flat rest."""
-        generator = np.random.default_rng(last_token)
+        generator = np.random.default_rng((self._weights << 20) + last_token)
         logits = np.zeros(self._vocabulary_size)
         favourites = generator.integers(0, self._vocabulary_size, min(_FAVOURITES, self._vocabulary_size))
         logits[favourites] = generator.normal(8, 3, len(favourites))

@@ -1,5 +1,8 @@
 """The fleet: Ray actors that run replicas, fed with work units until every request has its record.
 
+`run_fleet` is one job. A `Fleet` may stay for several, each with weights of its own: they are pushed into the engines
+that run (the rounds of an on-policy training).
+
 What can fail, and what happens then:
 
     a request is refused            it is rejected with its reason; too many of them end the job (max_rejected_share)
@@ -23,7 +26,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import ray
 from ray.exceptions import RayActorError, RayError
@@ -40,7 +43,7 @@ from llmdistill.teacher.fleet_report import FleetReport
 from llmdistill.teacher.metrics import FleetMetrics
 from llmdistill.teacher.passed_over import read_passed_over, write_passed_over
 from llmdistill.teacher.placement import Place
-from llmdistill.teacher.replica import EngineFactory, FilterFactory, Replica
+from llmdistill.teacher.replica import EngineFactory, FilterFactory, Replica, Target
 from llmdistill.types import CaptureSpec, Request
 
 MAX_FAILED_STARTS = 3
@@ -66,53 +69,107 @@ def run_fleet(
     make_filter: FilterFactory | None = None,
     name: str = MAIN_TEACHER,
 ) -> FleetReport:
-    """Get a record for every request, on the connected cluster.
+    """Get a record for every request, on the connected cluster; arguments as of `Fleet` and `Fleet.run`."""
+    with Fleet(make_engine, teacher, make_filter, name) as fleet:
+        return fleet.run(requests, Target(cache, spec, compression), on_progress, total, report)
+
+
+class Fleet:
+    """A fleet on the connected cluster, for one job or several. Its replicas are started with the first job that needs
+    them, and stopped at the end of its context.
 
     The driver sees requests and counts only: replicas write the shards.
 
     Args:
-        requests: what has no record yet.
         make_engine: makes a replica's engine, in the replica's process.
         teacher: sizes of the fleet.
-        cache: folder of the cache, reachable from every node.
-        spec: what is captured.
-        on_progress: called about once a second and after every unit.
-        compression: of the shards.
-        total: requests of the whole corpus, of which `teacher.max_rejected_share` is a share; None: these requests.
-        report: is filled, so that the caller has it when this fails, too.
         make_filter: makes what drops responses, in the replica's process; its settings are `teacher.filters`.
         name: of the teacher, for metrics.
 
-    Returns:
-        the report.
-
-    Raises:
-        ClusterError: the cluster is too small, or every node is gone.
-        EngineError: engines do not start or die one after the other, too many requests are rejected, or SIGTERM came.
-        DataError: shards cannot be written.
-
     """
-    allowed = teacher.max_rejected_share * (len(requests) if total is None else total)
-    report = FleetReport() if report is None else report
-    requests = _without_passed_over(requests, teacher, cache, report)
-    if not requests:
+
+    def __init__(
+        self,
+        make_engine: EngineFactory,
+        teacher: TeacherConfig,
+        make_filter: FilterFactory | None = None,
+        name: str = MAIN_TEACHER,
+    ) -> None:
+        self._teacher = teacher
+        self._arguments = (make_engine, make_filter, name)
+        self._replicas: _Replicas | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Free the engines; a later job starts them anew."""
+        if self._replicas is not None:
+            self._replicas.stop()
+            self._replicas = None
+
+    def cpus_in_use(self) -> Counter[str]:
+        """Node id → CPUs that its replicas hold there."""
+        return Counter() if self._replicas is None else self._replicas.cpus_in_use()
+
+    def run(
+        self,
+        requests: Sequence[Request],
+        target: Target,
+        on_progress: Callable[[FleetReport], None] = lambda report: None,
+        total: int | None = None,
+        report: FleetReport | None = None,
+        weights: Path | None = None,
+    ) -> FleetReport:
+        """Get a record for every request.
+
+        Args:
+            requests: what has no record yet.
+            target: where the records go; its folder must be reachable from every node.
+            on_progress: called about once a second and after every unit.
+            total: requests of the whole corpus, of which `teacher.max_rejected_share` is a share; None: these requests.
+            report: is filled, so that the caller has it when this fails, too.
+            weights: a safetensors file, reachable from every node: every engine has these weights before it answers.
+                None: those that it has.
+
+        Returns:
+            the report.
+
+        Raises:
+            ClusterError: the cluster is too small, or every node is gone.
+            EngineError: engines do not start or die one after the other, too many requests are rejected, or SIGTERM
+                came.
+            DataError: shards cannot be written.
+
+        """
+        allowed = self._teacher.max_rejected_share * (len(requests) if total is None else total)
+        report = FleetReport() if report is None else report
+        requests = _without_passed_over(requests, self._teacher, target.cache, report)
+        if not requests:
+            return report
+        dispatcher = Dispatcher(requests, self._teacher.requests_per_shard)
+        if self._replicas is None:
+            self._replicas = _Replicas(self._teacher, *self._arguments)
+        replicas = self._replicas
+        with drain_on_sigterm() as drain:
+            try:
+                replicas.begin(report, dispatcher, target, weights)
+                replicas.start(placement.count_replicas(self._teacher, dispatcher.waiting()))
+                while replicas.busy(drain):
+                    replicas.wait(drain)
+                    on_progress(report)
+                    _limit_rejections(report, allowed)
+            finally:
+                if replicas.busy(drain):  # it failed: what is in flight would answer into the next job
+                    self.stop()
+                if report.passed_over:
+                    write_passed_over(target.cache, report.passed_over)
+            if drain.is_set():  # also when all is done: whatever comes next must not begin
+                raise EngineError(f"stopped by SIGTERM after {report.records} records", fix=_CONTINUE)
         return report
-    dispatcher = Dispatcher(requests, teacher.requests_per_shard)
-    fleet = _Fleet(report, dispatcher, teacher, (make_engine, cache, spec, compression), make_filter, name)
-    with drain_on_sigterm() as drain:
-        try:
-            fleet.start(placement.count_replicas(teacher, -(-len(requests) // teacher.requests_per_shard)))
-            while fleet.busy(drain):
-                fleet.wait(drain)
-                on_progress(report)
-                _limit_rejections(report, allowed)
-        finally:
-            fleet.stop()
-            if report.passed_over:
-                write_passed_over(cache, report.passed_over)
-        if drain.is_set():  # also when all is done: whatever comes next must not begin
-            raise EngineError(f"stopped by SIGTERM after {report.records} records", fix=_CONTINUE)
-    return report
 
 
 def _without_passed_over(
@@ -154,8 +211,10 @@ class _Handle:
     """Where it runs; unknown until Ray has placed it."""
     cores: tuple[int, ...] = ()
     """Of that node; none on GPUs."""
+    weights: Path | None = None
+    """What was pushed into its engine; None: those that it was loaded with."""
     ready: bool = False
-    """Its engine is loaded."""
+    """Its engine is loaded and has the weights of the job."""
 
     def lacks(self, nodes: placement.Nodes) -> bool:
         """Is it, or a stage of it, on a node that is not among these?"""
@@ -173,28 +232,28 @@ class _Call:
 
     handle: _Handle
     unit: Unit | None
-    """None: to come into being, or to start its engine."""
+    """None: to come into being, to start its engine, or to take weights."""
     deadline: float
     started: float = field(default_factory=time.monotonic)
+    pushed: bool = False
+    """It is to take weights."""
 
 
-class _Fleet:
+class _Replicas:
+    """The replicas of a fleet and the job that they are at."""
+
+    report: FleetReport
+    dispatcher: Dispatcher
+
     def __init__(
-        self,
-        report: FleetReport,
-        dispatcher: Dispatcher,
-        teacher: TeacherConfig,
-        arguments: tuple[EngineFactory, Path, CaptureSpec, Compression],
-        make_filter: FilterFactory | None,
-        name: str,
+        self, teacher: TeacherConfig, make_engine: EngineFactory, make_filter: FilterFactory | None, name: str
     ) -> None:
-        self.report = report
+        self._arguments = (make_engine, make_filter)
         self._metrics = FleetMetrics(name)
-        self.dispatcher = dispatcher
-        self._arguments = arguments
-        self._make_filter = make_filter
         self._filters = fingerprint(teacher.filters)
         self._teacher = teacher
+        self._target: Target | None = None
+        self._weights: Path | None = None
         self._calls: dict[Any, _Call] = {}
         self._handles: dict[int, _Handle] = {}
         self._limits: defaultdict[int, int] = defaultdict(lambda: teacher.units_in_flight)
@@ -205,9 +264,22 @@ class _Fleet:
         self._looked = self._at_work = time.monotonic()
         """When the nodes were looked at, and when a replica was last known on one."""
 
-    def start(self, replicas: int) -> None:
-        for index in range(replicas):
-            self._start_replica(index)
+    def begin(self, report: FleetReport, dispatcher: Dispatcher, target: Target, weights: Path | None = None) -> None:
+        """Take up a job; there is none, or the one before is done."""
+        self.report, self.dispatcher, self._target = report, dispatcher, target
+        self._weights = self._weights if weights is None else weights
+        self._nodes = placement.living_nodes()
+        self._looked = self._at_work = time.monotonic()
+        ready = [handle for handle in self._handles.values() if handle.ready]
+        self._first_ready = time.monotonic() if ready else None
+        for handle in ready:
+            self._give_weights(handle)
+
+    def start(self, count: int) -> None:
+        """Start what is missing of so many replicas."""
+        for index in range(count):
+            if index not in self._handles:
+                self._start_replica(index)
 
     def busy(self, drain: threading.Event) -> bool:
         return self.dispatcher.flying() > 0 if drain.is_set() else self.dispatcher.busy()
@@ -243,12 +315,20 @@ class _Fleet:
         for handle in self._handles.values():
             handle.kill()
 
+    def cpus_in_use(self) -> Counter[str]:
+        """See `Fleet`."""
+        each = self._teacher.tensor_parallel if placement.resource(self._teacher, self._nodes) == "CPU" else 1
+        found: Counter[str] = Counter()
+        for handle in self._handles.values():
+            found[handle.node] += each
+        return found
+
     def _start_replica(self, index: int) -> None:
         taken = Counter(node for handle in self._handles.values() for node in handle.place.stages)
         place = placement.find_place(self._teacher, self._nodes, taken)
         if place is None:
             return  # until the next look at the nodes
-        actor: Any = ray.remote(Replica).options(**place.options).remote(*self._arguments, self._make_filter)
+        actor: Any = ray.remote(Replica).options(**place.options).remote(*self._arguments)
         handle = _Handle(index, actor, self._limits[index], placement.nodes_lost(), place)
         self._handles[index] = handle
         # Ray may wait for as long as others use the cluster; the replicas that have a place work meanwhile.
@@ -261,9 +341,15 @@ class _Fleet:
             self.report.add(handle.index, result, self._filters)
             self._metrics.add(handle.index, result, time.monotonic() - call.started)
         elif handle.node:
-            handle.ready = True
             self._failed_starts = 0
-            self._first_ready = self._first_ready or time.monotonic()
+            seconds = time.monotonic() - call.started
+            if call.pushed:
+                self.report.push_seconds = max(self.report.push_seconds, seconds)
+            else:
+                self.report.start_seconds = max(self.report.start_seconds, seconds)
+            self._give_weights(handle)
+            if handle.ready:
+                self._first_ready = self._first_ready or time.monotonic()
         else:
             handle.node = result
             self._nodes = placement.living_nodes()
@@ -276,11 +362,19 @@ class _Fleet:
             deadline = time.monotonic() + self._teacher.start_timeout_s
             self._calls[handle.actor.start.remote(handle.cores)] = _Call(handle, None, deadline)
 
+    def _give_weights(self, handle: _Handle) -> None:
+        """Push the job's weights into a running engine, unless it has them."""
+        handle.ready = handle.weights == self._weights
+        if not handle.ready:
+            handle.weights = self._weights
+            deadline = time.monotonic() + self._teacher.start_timeout_s
+            self._calls[handle.actor.load_weights.remote(self._weights)] = _Call(handle, None, deadline, pushed=True)
+
     def _fill(self) -> None:
         for handle in self._handles.values():
             while handle.ready and (unit := self.dispatcher.take(handle.index, handle.limit)):
                 deadline = time.monotonic() + self._teacher.unit_timeout_s
-                self._calls[handle.actor.run_unit.remote(unit.requests)] = _Call(handle, unit, deadline)
+                self._calls[handle.actor.run_unit.remote(unit.requests, self._target)] = _Call(handle, unit, deadline)
 
     def _lose(self, call: _Call, reason: str) -> None:
         """A replica is dead, hangs, or returned something impossible: take back what it had, and start another."""

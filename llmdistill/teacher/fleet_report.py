@@ -25,6 +25,10 @@ class FleetReport:
     """Replicas that went with their nodes."""
     seconds: float = 0.0
     """From the first replica being ready to the last record."""
+    start_seconds: float = 0.0
+    """Of the slowest engine that was started for this job."""
+    push_seconds: float = 0.0
+    """Of the slowest engine that took weights for this job."""
     rejected: list[RejectedRow] = field(default_factory=list)
     """Requests that the engine refuses or dies of."""
     filtered: list[RejectedRow] = field(default_factory=list)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_model
 
 from llmdistill.config.capture import CaptureConfig
 from llmdistill.config.teacher import TeacherConfig
@@ -99,6 +100,13 @@ class HuggingFaceEngine:
         if self._serving is None or self._serving.done():
             self._serving = asyncio.create_task(self._serve())
         return await future
+
+    async def load_weights(self, file: Path) -> None:
+        """See `TeacherEngine.load_weights`."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, load_model, self._model, str(file))
+        except RuntimeError as error:
+            raise EngineError(f"the weights do not fit: {error}", where=str(self._folder)) from None
 
     def stop(self) -> None:
         """Free the model."""

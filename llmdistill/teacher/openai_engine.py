@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,10 @@ class OpenAIEngine:
         token_ids = np.concatenate([token_ids, np.array(response, np.int32)])
         supervised = np.arange(len(token_ids)) >= len(request.token_ids)
         return Record(request.key, token_ids, supervised, rows, choice["finish_reason"], request.split)
+
+    async def load_weights(self, file: Path) -> None:
+        """A server's weights are its own."""
+        raise EngineError("a server keeps the weights that it was started with", where=file.name)
 
     def stop(self) -> None:
         """Nothing to free: connections end with the process."""

@@ -30,6 +30,18 @@ Filtered = tuple[tuple[bytes, RejectedRow], ...]
 
 
 @dataclass(frozen=True)
+class Target:
+    """Where a job's records go."""
+
+    cache: Path
+    """Folder of the cache."""
+    spec: CaptureSpec
+    """What is captured."""
+    compression: Compression = "none"
+    """Of the shards."""
+
+
+@dataclass(frozen=True)
 class UnitResult:
     """What became of a work unit."""
 
@@ -47,27 +59,14 @@ class Replica:
 
     Args:
         make_engine: called in the replica's process.
-        cache: folder of the cache.
-        spec: what is captured.
-        compression: of the shards.
         make_filter: makes what drops responses, in the replica's process.
 
     """
 
-    def __init__(
-        self,
-        make_engine: EngineFactory,
-        cache: Path,
-        spec: CaptureSpec,
-        compression: Compression,
-        make_filter: FilterFactory | None = None,
-    ) -> None:
+    def __init__(self, make_engine: EngineFactory, make_filter: FilterFactory | None = None) -> None:
         # What these raise must reach the driver as it is, and a constructor's errors do not.
         self._make_engine = make_engine
         self._make_filter = make_filter
-        self._cache = cache
-        self._spec = spec
-        self._compression = compression
 
     async def node(self) -> str:
         """Id of the node that it was placed on."""
@@ -79,7 +78,11 @@ class Replica:
         self._engine = self._make_engine(cores)
         await self._engine.start()
 
-    async def run_unit(self, requests: Sequence[Request]) -> UnitResult:
+    async def load_weights(self, file: Path) -> None:
+        """Put other weights into the running engine; nothing may be in flight. See `TeacherEngine.load_weights`."""
+        await self._engine.load_weights(file)
+
+    async def run_unit(self, requests: Sequence[Request], target: Target) -> UnitResult:
         """Answer all requests of a unit and commit them as one shard.
 
         A request that the engine refuses is returned as rejected; the others are kept. Nothing is committed unless
@@ -90,7 +93,7 @@ class Replica:
             DataError: the shard cannot be written.
 
         """
-        answers = await asyncio.gather(*(self._answer(request) for request in requests))
+        answers = await asyncio.gather(*(self._answer(request, target.spec) for request in requests))
         records = [answer for answer in answers if isinstance(answer, Record)]
         rejected = tuple(answer for answer in answers if isinstance(answer, RejectedRow))
         filtered: Filtered = ()
@@ -103,27 +106,28 @@ class Replica:
         if not records:
             return UnitResult(0, 0, 0, 0, rejected, filtered)
         try:
-            summary = await asyncio.get_running_loop().run_in_executor(None, self._commit, records)
+            summary = await asyncio.get_running_loop().run_in_executor(None, self._commit, records, target)
         except ValueError as error:
             raise EngineError(f"the engine's output is impossible: {error}", where=requests[0].source) from None
         return UnitResult(summary.records, summary.tokens, summary.rows, summary.bytes, rejected, filtered)
 
-    def _commit(self, records: Sequence[Record]) -> ShardSummary:
-        storage, name = shard_storage(self._cache), shard_name([record.key for record in records])
+    def _commit(self, records: Sequence[Record], target: Target) -> ShardSummary:
+        storage, name = shard_storage(target.cache), shard_name([record.key for record in records])
         if storage.size(name) >= 0:
             # Files never change: a replica that was taken for dead, on a host that was cut off, has done it after all.
             with ShardFile(storage.local(name)) as shard:
                 return shard.summary
-        return write_shard(shard_folder(self._cache), records, self._spec, self._engine.version, self._compression)
+        folder = shard_folder(target.cache)
+        return write_shard(folder, records, target.spec, self._engine.version, target.compression)
 
     def stop(self) -> None:
         """Free the engine."""
         self._engine.stop()
 
-    async def _answer(self, request: Request) -> Record | RejectedRow:
+    async def _answer(self, request: Request, spec: CaptureSpec) -> Record | RejectedRow:
         try:
             record = await self._engine.answer(request)
-            check_record(request, record, self._spec)
+            check_record(request, record, spec)
             return replace(record, source=request.source_name)
         except ValueError as error:
             return RejectedRow(request.source, f"the engine refuses it: {error}")

@@ -22,7 +22,7 @@ from llmdistill.errors import ConfigError, EngineError
 from llmdistill.teacher.capture import draw_seed
 from llmdistill.teacher.columns import Columns
 from llmdistill.teacher.extract import rows_of_prompt, rows_of_response
-from llmdistill.teacher.vllm_worker import SEED_ARGUMENT, CaptureExtension
+from llmdistill.teacher.vllm_worker import SEED_ARGUMENT, WorkerExtension
 from llmdistill.types import Record, Request
 
 _BATCHED_TOKENS = 2048
@@ -104,6 +104,7 @@ class VLLMEngine:
             "enable_log_requests": False,
             "disable_log_stats": True,
             "trust_remote_code": False,
+            "worker_extension_cls": f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
         }
         if teacher.pipeline_parallel > 1:
             # Its workers go into the placement group that the replica is in, each node's part being a stage.
@@ -111,8 +112,6 @@ class VLLMEngine:
                 "pipeline_parallel_size": teacher.pipeline_parallel,
                 "distributed_executor_backend": "ray",
             }
-        if self._columns.statistics:
-            arguments["worker_extension_cls"] = f"{CaptureExtension.__module__}.{CaptureExtension.__qualname__}"
         if self._on_cpu:
             arguments["enforce_eager"] = True
             # A prompt that is prefilled in parts makes vLLM rewind the request's random generator, which CPU
@@ -174,6 +173,17 @@ class VLLMEngine:
         except VLLMValidationError as error:
             raise ValueError(str(error)) from None
         return response
+
+    async def load_weights(self, file: Path) -> None:
+        """See `TeacherEngine.load_weights`."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            await self._engine.collective_rpc("take_weights", args=(str(file),))
+        except EngineDeadError as error:
+            raise EngineError(f"the vLLM engine died of new weights: {error}", where=str(self._folder)) from None
+        except Exception as error:
+            raise EngineError(f"vLLM refuses the weights: {error}", where=str(self._folder)) from None
 
     def stop(self) -> None:
         """End the engine's processes."""

@@ -1,7 +1,7 @@
-"""The part of the capture that runs inside vLLM's worker processes.
+"""What runs inside vLLM's worker processes (vLLM's `worker_extension_cls`): the capture, and taking new weights.
 
 vLLM's V1 model runner picks log-probabilities in one function, `Sampler.gather_logprobs`, for scored prompts and for
-generated tokens alike. `CaptureExtension` (vLLM's `worker_extension_cls`) puts `fill_columns` in its place. That
+generated tokens alike. `WorkerExtension` puts `fill_columns` in its place. That
 function is told neither requests nor positions, so the runner's own state says whose rows these are; where the two do
 not fit together, the worker fails instead of guessing.
 """
@@ -21,7 +21,7 @@ SEED_ARGUMENT = "llmdistill_draw_seed"
 """Key in a request's `SamplingParams.extra_args`: seed of its draws."""
 
 
-class CaptureExtension:
+class WorkerExtension:
     """Mixed into vLLM's worker class by its name."""
 
     model_runner: Any
@@ -42,6 +42,29 @@ class CaptureExtension:
             )
         _Capture(runner, Columns(**columns)).install()
         return ""
+
+    def take_weights(self, file: str) -> None:
+        """Put the weights of a safetensors file, named as in the model's folder, in place of the loaded ones."""
+        from safetensors import safe_open
+        from vllm.platforms import current_platform
+
+        with safe_open(file, framework="pt") as weights:
+            names = sorted(weights.keys())
+            # One tensor at a time: the engine's memory has room for no second model.
+            self.model_runner.reload_weights(weights_iterator=((name, weights.get_tensor(name)) for name in names))
+        if current_platform.is_cpu():
+            _pack_tied_heads(self.model_runner.get_model())
+
+
+def _pack_tied_heads(model: torch.nn.Module) -> None:
+    """On CPUs vLLM multiplies by packed copies, and does not renew that of a head that is tied to the embedding."""
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    for layer in model.modules():
+        weight = getattr(layer, "weight", None)
+        # Others than embeddings and heads give their weight up once it is packed.
+        if hasattr(layer, "cpu_linear") and isinstance(weight, torch.Tensor) and weight.numel():
+            dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
 
 
 class _Capture:

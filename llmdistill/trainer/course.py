@@ -1,6 +1,7 @@
 """Which steps a training takes from which records: of a cache that is complete, or of one that the fleet still fills.
 
-A course is a list of stretches, each a plan over a reader of fixed shards. A complete cache is one stretch. A growing
+A course is a list of stretches, each a plan over a reader of fixed shards. A complete cache is one stretch, and so is a
+round (trainer/rounds.py). A growing
 one gives a stretch for each segment of shards as it comes (cache/growing.py), and one more with the epochs after the
 first when the fleet has finished. In the first epoch every record comes once: records that do not fill a whole step are
 kept for the next segment, and the last step alone is filled up with padding.
@@ -24,11 +25,13 @@ from typing import Any
 import numpy as np
 
 from llmdistill.cache.growing import GrowingCache
+from llmdistill.cache.joined import JoinedReader
 from llmdistill.cache.order import StepPlan, plan_steps
 from llmdistill.cache.reader import CacheReader
 from llmdistill.cache.storage import commit_bytes
 from llmdistill.errors import DataError
 from llmdistill.trainer.job import TrainJob
+from llmdistill.trainer.rounds import Round, plan_round, read_round
 from llmdistill.types import RECORD_KEY_BYTES
 
 SEGMENTS = "segments.json"
@@ -64,6 +67,8 @@ def make_plan(reader: CacheReader, job: TrainJob) -> StepPlan:
 
 def total_steps(job: TrainJob) -> int:
     """Steps of the schedule."""
+    if job.round is not None:
+        return job.round.config.total_steps
     if job.train.wait_for_cache:
         assert job.train.max_steps is not None, "the configuration asks for it"
         return job.train.max_steps
@@ -83,6 +88,9 @@ def stretches(job: TrainJob, rank: int, on_wait: Callable[[], None]) -> Iterator
         DataError: as `make_plan`, or the fleet wrote nothing for `train.cache_timeout_s`.
 
     """
+    if job.round is not None:
+        yield _round(job, job.round)
+        return
     if not job.train.wait_for_cache:
         reader = CacheReader(job.cache)
         yield Stretch(reader, make_plan(reader, job), 0)
@@ -116,6 +124,8 @@ def identity_of_records(job: TrainJob, reader: CacheReader) -> str:
     """A hash that says which records a training is on: all of a complete cache, the first segment of a growing one."""
     if job.train.wait_for_cache:
         reader = CacheReader(job.cache, _read_segments(job.checkpoints / SEGMENTS)[0][0])
+    if isinstance(reader, JoinedReader):  # the student's text depends on the training itself
+        reader = reader.readers[0]
     keys = [reader.keys[number] for number in reader.split(job.held_out)[0].tolist()]
     return hashlib.blake2b(b"".join(sorted(keys)), digest_size=16).hexdigest()
 
@@ -128,14 +138,16 @@ def _among(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
     return found
 
 
+def _round(job: TrainJob, current: Round) -> Stretch:
+    reader = read_round(job.cache, current)
+    _require_fitting(reader.token_counts, job)
+    per_step = job.train.tokens_per_step // job.train.sequence_length
+    plan = plan_round(reader, current, job.held_out, job.train.seed, job.train.sequence_length, per_step)
+    return Stretch(reader, plan, current.first_step)
+
+
 def _planned(reader: CacheReader, job: TrainJob, records: np.ndarray, first_epoch: int, epochs: int) -> StepPlan:
-    longest = int(reader.token_counts[records].max()) if len(records) else 0
-    if longest > job.train.sequence_length:
-        raise DataError(
-            f"the longest record has {longest} tokens, train.sequence_length is {job.train.sequence_length}",
-            where=str(job.cache),
-            fix=f"use a train.sequence_length of at least {longest}",
-        )
+    _require_fitting(reader.token_counts[records], job)
     return plan_steps(
         reader.token_counts,
         records,
@@ -145,6 +157,16 @@ def _planned(reader: CacheReader, job: TrainJob, records: np.ndarray, first_epoc
         job.train.tokens_per_step // job.train.sequence_length,
         first_epoch=first_epoch,
     )
+
+
+def _require_fitting(token_counts: np.ndarray, job: TrainJob) -> None:
+    longest = int(token_counts.max()) if len(token_counts) else 0
+    if longest > job.train.sequence_length:
+        raise DataError(
+            f"the longest record has {longest} tokens, train.sequence_length is {job.train.sequence_length}",
+            where=str(job.cache),
+            fix=f"use a train.sequence_length of at least {longest}",
+        )
 
 
 def _segments(job: TrainJob, rank: int, on_wait: Callable[[], None]) -> Iterator[tuple[list[str] | None, float]]:

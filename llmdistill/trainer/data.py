@@ -21,6 +21,7 @@ from llmdistill.cache.order import StepPlan
 from llmdistill.cache.prefetch import prefetch
 from llmdistill.cache.reader import CacheReader, EncodedRows
 from llmdistill.objectives.targets import TeacherTargets, TopKTargets, WeightedTargets
+from llmdistill.types import written_by_student
 
 READ_AHEAD_BYTES = 256 << 20
 """Encoded rows that a rank holds in advance."""
@@ -38,6 +39,8 @@ class MicroBatch:
     """int64 [R]: slot b·T + t of each supervised row."""
     actual_ids_R: torch.Tensor
     """int64 [R]: the token that follows the row."""
+    student_rows_R: torch.Tensor
+    """bool [R]: the student wrote the row's record."""
     rows: EncodedRows | None
     """None where no row is supervised."""
     tokens: int
@@ -52,6 +55,7 @@ class MicroBatch:
             self.positions_BT.to(device),
             self.row_slots_R.to(device),
             self.actual_ids_R.to(device),
+            self.student_rows_R.to(device),
             None if self.rows is None else self.rows.to(device),
             self.tokens,
             None if self.row_weights_R is None else self.row_weights_R.to(device),
@@ -73,6 +77,8 @@ class MicroBatch:
             return WeightedTargets(
                 actual_ids_R=self.actual_ids_R,
                 row_weights_R=self.row_weights_R,
+                student_rows_R=self.student_rows_R,
+                actual_logprobs_R=self.rows.actual_logprobs_R,
                 ids_RK=ids_RK,
                 weights_RK=logprobs_RK.exp(),
                 entropy_R=None if bool(entropy_R.isnan().any()) else entropy_R,
@@ -81,6 +87,7 @@ class MicroBatch:
         return TopKTargets(
             actual_ids_R=self.actual_ids_R,
             row_weights_R=self.row_weights_R,
+            student_rows_R=self.student_rows_R,
             ids_RK=ids_RK,
             logprobs_RK=logprobs_RK,
             mass_R=self.rows.mass_R,
@@ -96,6 +103,10 @@ class MicroBatch:
         """int64 [B, T]: number of the record of each slot, counted over the whole batch; padding has its own."""
         starts_BT = self.positions_BT == 0
         return starts_BT.flatten().cumsum(0).view_as(self.positions_BT) - 1
+
+    def records_R(self) -> torch.Tensor:
+        """int64 [R]: number of the record of each row, as in `segments_BT`."""
+        return self.segments_BT().flatten()[self.row_slots_R]
 
     def rows_BT(self) -> torch.Tensor:
         """Bool [B, T]: the slots with a supervised row."""
@@ -121,7 +132,7 @@ def collate(
     """
     token_ids_BT = torch.zeros(len(sequences), sequence_length, dtype=torch.int64)
     positions_BT = torch.zeros(len(sequences), sequence_length, dtype=torch.int64)
-    slots, actual, rows, tokens = [], [], [], 0
+    slots, actual, by_student, rows, tokens = [], [], [], [], 0
     for b, members in enumerate(sequences):
         start = 0
         for number in members:
@@ -133,6 +144,7 @@ def collate(
             supervised = record.supervised_N.nonzero()[:, 0]
             slots.append(b * sequence_length + start + supervised - 1)
             actual.append(record.token_ids_N[supervised])
+            by_student.append(torch.full(supervised.shape, written_by_student(record.source)))
             rows.append(record.rows)
             start += length
         positions_BT[b, start:] = torch.arange(sequence_length - start)
@@ -144,6 +156,7 @@ def collate(
         positions_BT,
         torch.cat(slots) if slots else nothing,
         torch.cat(actual) if actual else nothing,
+        torch.cat(by_student) if by_student else nothing.bool(),
         EncodedRows.concatenate(rows) if rows else None,
         tokens,
         None

@@ -57,7 +57,7 @@ def evaluate_held_out(engine: Any, reader: CacheReader, job: TrainJob, signs: Si
     engine.train()
     torch.distributed.all_reduce(sums)
     means = (sums / weight_of(reader, records, weights)).tolist()
-    values = {f"eval_{job.objectives[i].type}": value for i, value in enumerate(means)}
+    values = {f"eval_{job.objectives[i].name}": value for i, value in enumerate(means)}
     loss = sum(weight_at(objective, 1.0) * value for objective, value in zip(job.objectives, means, strict=True))
     return {"eval_loss": loss, **values}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from llmdistill.config.objectives import AnyObjective
 from llmdistill.config.train import FREE_TO_CHANGE, TrainConfig
+from llmdistill.trainer.rounds import Round
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class TrainJob:
     train: TrainConfig
     teacher: Path | None = None
     """Model folder of the live teacher, where one is needed."""
+    round: Round | None = None
+    """The round that is trained, where the training has rounds; it ends with a checkpoint."""
 
     @property
     def tensorboard(self) -> Path:
@@ -52,5 +55,10 @@ class TrainJob:
         return {
             "objectives": [objective.model_dump(mode="json") for objective in self.objectives],
             "records": records,
+            **(
+                {}
+                if self.round is None
+                else {"rounds": self.round.config.model_dump(mode="json", exclude={"replicas"})}
+            ),
             **{f"train.{key}": value for key, value in json.loads(json.dumps(settings)).items()},
         }

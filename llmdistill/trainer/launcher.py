@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ def launch(
     scratch: Path,
     on_progress: Callable[[dict[str, Any]], None],
     on_restart: Callable[[str], None] = lambda message: None,
+    cpus_in_use: Mapping[str, int] | None = None,
 ) -> None:
     """Train on the connected cluster; a finished training returns at once.
 
@@ -34,6 +35,7 @@ def launch(
         scratch: folder for Ray Train's own files.
         on_progress: called with each new line of the job's metrics.
         on_restart: called with what happened, before the workers are started again.
+        cpus_in_use: node id → CPUs that others of this run keep meanwhile.
 
     Raises:
         ClusterError: the cluster is too small.
@@ -51,8 +53,9 @@ def launch(
         fix="lower train.workers or use a larger cluster",
     )
     reserved = TRAIN in resources
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = [int(node.get("CPU", 0)) for node in nodes if not reserved or TRAIN in node]
+    used = cpus_in_use or {}
+    nodes = [(node["Resources"], used.get(node["NodeID"], 0)) for node in ray.nodes() if node["Alive"]]
+    cpus = [int(node.get("CPU", 0)) - busy for node, busy in nodes if not reserved or TRAIN in node]
     cores = 1 if use_gpu else cores_per_worker(cpus, job.train.workers)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     scratch.mkdir(parents=True, exist_ok=True)

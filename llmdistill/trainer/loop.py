@@ -75,6 +75,8 @@ class _Training:
         self._job, self._signs = job, signs
         self._rank, self._num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self._total = total_steps(job)
+        self._last = self._total if job.round is None else job.round.last_step
+        """The step that this call ends with, and a checkpoint."""
         self._done = 0
         self._saved = 0
         self._factors: dict[str, float] = {}
@@ -90,7 +92,7 @@ class _Training:
         if not job.train.wait_for_cache:
             require_sources(stretch.reader, job.train.source_weights, job.cache)
         checkpoint = self._continue(stretch.reader)
-        if self._done == self._total or self._best.ends(job.train):
+        if self._done >= self._last or self._best.ends(job.train):
             return
         # Before any model is loaded: a service that is missing is said at once.
         self._log = TrainingLog(job, self._done) if self._rank == 0 else None
@@ -158,7 +160,7 @@ class _Training:
     def _close(self, values: dict[str, Any], reader: CacheReader) -> bool:
         """Evaluate, log and save where the settings ask for it; whether this was the last step."""
         train, done = self._job.train, self._done
-        last = done == self._total
+        last = done == self._last
         evaluated = train.eval_steps is not None and (done % train.eval_steps == 0 or last)
         if evaluated:
             self._signs.mark("evaluation", done)

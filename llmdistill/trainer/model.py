@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from llmdistill.config.objectives import AnyObjective, AuxiliaryObjective
-from llmdistill.objectives.chunked_head import chunked_head
+from llmdistill.config.objectives import AnyObjective, AuxiliaryObjective, PolicyGradientConfig
+from llmdistill.objectives.chunked_head import chunked_head, chunked_values
+from llmdistill.objectives.policy_gradient import later_advantages
 from llmdistill.objectives.targets import HeadTargets, TeacherTargets
-from llmdistill.objectives.terms import Term, make_terms, weight_at
+from llmdistill.objectives.terms import Term, make_terms, policy_gradient_values, weight_at
 from llmdistill.student.head import logit_softcap
 from llmdistill.trainer.data import MicroBatch
 from llmdistill.trainer.flops import ModelFlops
@@ -153,6 +155,7 @@ class ObjectivesHead(nn.Module):
             nothing = hidden_RD.new_zeros(len(self.configured), dtype=torch.float32)
             reached = hidden_RD.sum() + weight_VD.sum() + sum(view.sum() for view in passes.views or ())
             return reached * 0.0 + self.structure.nothing(), nothing, nothing
+        targets = self._with_later_advantages(hidden_RD, weight_VD, targets, batch)
         terms = make_terms(self.configured, progress, factors)
         parts = self._logit_parts(hidden_RD, weight_VD, targets, terms, measure_gradients)
         if self.structure.mapped:
@@ -162,6 +165,20 @@ class ObjectivesHead(nn.Module):
                 parts[name] = value, value.detach(), square
         parts |= self.own.parts(states, weight_VD, batch, passes.views, passes.earlier, measure_gradients)
         return _weighted(parts, self.configured, progress)
+
+    def _with_later_advantages(
+        self, hidden_RD: torch.Tensor, weight_VD: torch.Tensor, targets: TeacherTargets, batch: MicroBatch
+    ) -> TeacherTargets:
+        """Where a row answers for later ones of its record, which may lie in another chunk of the head."""
+        found = [objective for objective in self.configured if isinstance(objective, PolicyGradientConfig)]
+        discounts = {objective.discount for objective in found} - {0.0}
+        if not discounts:
+            return targets
+        gaps_R = chunked_values(
+            hidden_RD, weight_VD, targets, policy_gradient_values, self.vocabulary_size, self._softcap
+        )
+        later = {discount: later_advantages(-gaps_R, batch.records_R(), discount) for discount in discounts}
+        return dataclasses.replace(targets, later_advantages=later)
 
     def _logit_parts(
         self,
@@ -186,8 +203,8 @@ def _weighted(parts: dict[str, Any], objectives: Sequence[AnyObjective], progres
     total = parts[""][0]
     for objective in objectives:
         if isinstance(objective, AuxiliaryObjective):
-            total = total + weight_at(objective, progress) * parts[objective.type][0]
-    values = torch.stack([parts[objective.type][1].to(total.dtype) for objective in objectives])
-    squares = [parts[objective.type][2] for objective in objectives]
+            total = total + weight_at(objective, progress) * parts[objective.name][0]
+    values = torch.stack([parts[objective.name][1].to(total.dtype) for objective in objectives])
+    squares = [parts[objective.name][2] for objective in objectives]
     found = [torch.zeros_like(total) if square is None else square.to(total.dtype) for square in squares]
     return total, values, torch.stack(found).detach()

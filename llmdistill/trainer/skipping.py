@@ -30,7 +30,7 @@ class Skipped:
     """What made a step impossible."""
 
     objectives: tuple[str, ...]
-    """Types whose value was not finite; none: the gradient alone was not."""
+    """Names of those whose value was not finite; none: the gradient alone was not."""
     keys: tuple[str, ...]
     """Keys, in hexadecimal, of the records of the micro-batches concerned, on all ranks."""
 
@@ -65,13 +65,13 @@ def guard_plain_optimizer(engine: Any) -> None:
     engine.optimizer.found_inf = torch.tensor(float(engine.optimizer.overflow), device=norm.device)
 
 
-def find_cause(step: Step, values_MO: torch.Tensor, types: list[str]) -> Skipped:
+def find_cause(step: Step, values_MO: torch.Tensor, names: list[str]) -> Skipped:
     """Ask all ranks what was not finite in a skipped step.
 
     Args:
         step: this rank's part of it.
         values_MO: the objectives' values of its micro-batches.
-        types: names of the objectives.
+        names: of the objectives.
 
     """
     bad_MO = (~values_MO.isfinite()).tolist()
@@ -80,8 +80,8 @@ def find_cause(step: Step, values_MO: torch.Tensor, types: list[str]) -> Skipped
     torch.distributed.all_gather_object(everyone, mine)
     parts = [part for rank in everyone for part in rank]
     concerned = [part for part in parts if any(part[0])] or parts
-    names = [name for number, name in enumerate(types) if any(row[number] for row, _ in parts)]
-    return Skipped(tuple(names), tuple(key for _, keys in concerned for key in keys))
+    bad = [name for number, name in enumerate(names) if any(row[number] for row, _ in parts)]
+    return Skipped(tuple(bad), tuple(key for _, keys in concerned for key in keys))
 
 
 class SkipLimit:

@@ -48,7 +48,7 @@ class Stepper:
         self._peak = peak_flops(job.train.precision)
         self.skips = SkipLimit(job.train)
         """To be checked when a step has been logged."""
-        self._types: list[str] = [objective.type for objective in job.objectives]
+        self._names: list[str] = [objective.name for objective in job.objectives]
 
     def run(self, step: Step) -> dict[str, Any]:
         """One step; returns its values for the log, the same on every rank but for times and memory."""
@@ -61,11 +61,11 @@ class Stepper:
         values_MO, squares_O = self._accumulate(step, progress, measure)
         sums = torch.stack([values_MO.sum(0), squares_O])
         torch.distributed.all_reduce(sums)
-        plain: dict[str, float] = {objective.type: weight_at(objective, progress) for objective in self._job.objectives}
+        plain: dict[str, float] = {objective.name: weight_at(objective, progress) for objective in self._job.objectives}
         weights = {name: weight * self._factors.get(name, 1.0) for name, weight in plain.items()}
         weight = step.global_weight
         values, norms = (sums[0] / weight).tolist(), (sums[1].sqrt() / weight).tolist()
-        skipped = find_cause(step, values_MO, self._types) if engine.skipped_steps != before else None
+        skipped = find_cause(step, values_MO, self._names) if engine.skipped_steps != before else None
         self.skips.note(number, skipped)
         balance = {f"{name}_balance": factor for name, factor in self._factors.items()}
         if self._job.train.balance_objectives and measure and skipped is None:
@@ -86,7 +86,7 @@ class Stepper:
     def _accumulate(self, step: Step, progress: float, measure: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Forward, backward, optimizer; values [micro-batches, objectives] and squared gradient norms [objectives]."""
         engine = self._engine
-        values, squares = [], torch.zeros(len(self._types), device=engine.device)
+        values, squares = [], torch.zeros(len(self._names), device=engine.device)
         # DeepSpeed averages gradients over ranks and micro-batches; the factor turns that into the sum over the step's
         # rows divided by their weight (1 each: their number), so that neither ranks nor accumulation weigh in.
         num_ranks = torch.distributed.get_world_size()

@@ -7,6 +7,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from llmdistill.config.objectives import AnyObjective, require_captured
+from llmdistill.config.run import RunConfig
 
 ADAPTER: TypeAdapter[AnyObjective] = TypeAdapter(AnyObjective)
 TOP_K = {"kind": "top_k", "temperatures": (2.0,), "mode": "generate", "sampling": (0.7, 1.0)}
@@ -34,6 +35,11 @@ def check(objective: dict, **capture: object) -> None:
             {},
             ["found sampling at temperature 0.7 and top_p 1", "use tail: bucket, or prompts.mode: generate"],
         ),
+        (
+            {"type": "forward_kl", "tail": "ground_truth", "text": "student"},
+            {"sampling": (1.0, 1.0)},
+            ["not on the student's; use tail: bucket, or text: teacher"],
+        ),
         ({"type": "forward_kl", "tail": "ground_truth"}, {"mode": "score"}, ["found score", "use tail: bucket, or"]),
         (
             {"type": "forward_kl", "tail": "ground_truth", "temperature": 2.0},
@@ -49,6 +55,11 @@ def check(objective: dict, **capture: object) -> None:
             {"type": "reverse_kl"},
             {"kind": "sampled"},
             ["reverse_kl is not linear", "use forward_kl, or capture.kind: head_tail or top_k"],
+        ),
+        (
+            {"type": "reverse_kl", "support": "student"},
+            {},
+            ["p of the student's; use support: teacher, or train.soft_labels: live"],
         ),
         ({"type": "hard_ce"}, {}, ["use sequence_ce, or prompts.mode: score"]),
     ],
@@ -70,6 +81,8 @@ def test_refused(objective: dict, capture: dict, parts: list[str]) -> None:
         ({"type": "reverse_kl", "tail": "renormalize"}, {"kind": "head_tail"}),
         ({"type": "hard_ce"}, {"mode": "score"}),
         ({"type": "z_loss"}, {"kind": "sampled"}),
+        ({"type": "policy_gradient"}, {"kind": "sampled"}),
+        ({"type": "reverse_kl", "support": "student", "student_top_k": 8}, {"live": True}),
     ],
 )
 def test_accepted(objective: dict, capture: dict) -> None:
@@ -82,6 +95,9 @@ def test_accepted(objective: dict, capture: dict) -> None:
     ("objective", "message"),
     [
         ({"type": "alpha_beta", "alpha": 0.0, "beta": 0.0}, "use 1 and 0 for the forward KL"),
+        ({"type": "reverse_kl", "student_top_k": 8}, "counts the ids of support: student; set that too"),
+        ({"type": "policy_gradient", "text": "teacher"}, "'all' or 'student'"),
+        ({"type": "policy_gradient", "discount": 1.5}, "less than or equal to 1"),
         ({"type": "jsd", "beta": 1.5}, "less than or equal to 1"),
         ({"type": "jsd", "temperature_schedule": {"start": 0.0}}, "start and end must be above 0"),
         ({"type": "jsd", "bta": 0.5}, "Extra inputs are not permitted"),
@@ -107,6 +123,22 @@ def test_a_live_teacher_needs_no_capture_and_has_no_tail() -> None:
     check(moving, live=True)
     with pytest.raises(ValueError, match=r"objectives\.0\.temperature_schedule: .* use a fixed one of these, or"):
         check(moving)
+
+
+def test_a_type_may_stand_once_for_each_text() -> None:
+    base = {
+        "output": "x",
+        "prompts": {"sources": [{"path": "a"}]},
+        "teacher": {"model": "t"},
+        "student": {"model": "s"},
+    }
+    kl, on_student = {"type": "forward_kl"}, {"type": "forward_kl", "text": "student"}
+    config = RunConfig.model_validate(base | {"objectives": [kl, on_student]})
+    assert [objective.name for objective in config.objectives] == ["forward_kl", "forward_kl_student"]
+    best = {"metric_for_best_model": "eval_forward_kl_student"}
+    assert RunConfig.model_validate(base | {"objectives": [kl, on_student], "train": best})
+    with pytest.raises(ValidationError, match=r"once in objectives for each text, found \['forward_kl_student', 'forw"):
+        RunConfig.model_validate(base | {"objectives": [on_student, on_student]})
 
 
 def test_objectives_are_frozen() -> None:

@@ -48,6 +48,7 @@ def test_teachers_are_asked_where_a_source_names_them() -> None:
         ({"sources": {"A b": 1}, "teachers": {"A b": {"model": "b"}}}, "should match pattern"),
         ({"sources": BOTH, "train": {"soft_labels": "live"}}, r"train\.soft_labels: live: .* teacher, code answer"),
         ({"sources": {"code": 1}, "train": {"soft_labels": "live"}}, "let the section teacher answer all of them"),
+        ({"sources": BOTH, "rounds": {"count": 2, "steps": 2, "prompts": 2}}, "rounds: .* scores of one model"),
         ({"sources": BOTH, "objectives": [{"type": "hidden_mse"}]}, "objectives on inner states: .* of one model"),
         (
             {"sources": BOTH, "capture": {"hidden_layers": [1]}, "teacher": {"model": "a", "engine": "huggingface"}},

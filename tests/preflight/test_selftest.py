@@ -47,6 +47,24 @@ def test_live_teachers_and_inner_objectives_pass() -> None:
     assert levels(config) == {"alignment": "ok", "gradients": "ok", "accumulation": "ok"}
 
 
+def test_objectives_on_either_text_pass() -> None:
+    config = make_config(objectives=[ALL[3] | {"text": "teacher"}, ALL[5] | {"text": "student"}, ALL[10]])
+    assert levels(config) == {"alignment": "ok", "gradients": "ok", "accumulation": "ok"}
+
+
+@pytest.mark.parametrize("kind", ["top_k", "sampled"])
+def test_policy_gradients_pass(kind: str) -> None:
+    objectives = [{"type": "policy_gradient"}, {"type": "policy_gradient", "text": "all", "discount": 0.9}]
+    config = make_config(objectives=objectives, capture={"kind": kind})
+    assert levels(config) == {"alignment": "ok", "gradients": "ok", "accumulation": "ok"}
+
+
+def test_the_students_support_passes() -> None:
+    objectives = [{"type": "reverse_kl", "support": "student", "student_top_k": 5}, {"type": "policy_gradient"}]
+    config = make_config(objectives=objectives, train={"soft_labels": "live"})
+    assert levels(config) == {"alignment": "ok", "gradients": "ok", "accumulation": "ok"}
+
+
 def test_the_random_state_is_left_alone() -> None:
     before = torch.random.get_rng_state()
     self_test(make_config())

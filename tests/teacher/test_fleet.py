@@ -25,7 +25,7 @@ from llmdistill.teacher.fake_engine import FakeEngine
 from llmdistill.teacher.filters import ResponseFilter
 from llmdistill.teacher.fleet import run_fleet
 from llmdistill.teacher.fleet_report import FleetReport
-from llmdistill.teacher.replica import Replica
+from llmdistill.teacher.replica import Replica, Target
 from llmdistill.types import CaptureSpec, Record, Request
 
 SPEC = CaptureSpec("generate", "top_k", 4, 100, "t", "k", "fake", "float32", {})
@@ -209,11 +209,11 @@ def test_sigterm_finishes_what_is_in_flight_and_the_next_call_does_the_rest(calm
 
 def test_a_unit_that_somebody_has_committed_is_left_as_it_is(tmp_path: Path) -> None:
     """Such as a replica on a host that was cut off, and taken for dead, and was not."""
-    replica = Replica(functools.partial(FailingEngine, {}), tmp_path, SPEC, "none")
+    replica, target = Replica(functools.partial(FailingEngine, {})), Target(tmp_path, SPEC)
     replica._engine, replica._filter = FailingEngine({}, None), None
-    first = asyncio.run(replica.run_unit(REQUESTS[:4]))
+    first = asyncio.run(replica.run_unit(REQUESTS[:4], target))
     (shard,) = (tmp_path / "shards").iterdir()
     before = shard.stat()
     replica._engine.version = "another"
-    assert asyncio.run(replica.run_unit(REQUESTS[:4])) == first
+    assert asyncio.run(replica.run_unit(REQUESTS[:4], target)) == first
     assert shard.stat() == before

@@ -128,11 +128,10 @@ def test_what_a_gpu_engine_is_asked_for(monkeypatch: pytest.MonkeyPatch, teacher
     assert arguments["enable_prefix_caching"] is False, "cached prompts have no log-probabilities"
     assert arguments["logprobs_mode"] == "raw_logprobs", "temperature 1, whatever is sampled at"
     assert arguments["trust_remote_code"] is False
-    assert "worker_extension_cls" not in arguments
     assert arguments["max_num_batched_tokens"] == 2048, "bounds vLLM's float32 log-softmax of prompts"
     engine = VLLMEngine(teacher_folder, teacher, sampled, 49152, cores=())
     arguments = engine.arguments()
-    assert arguments["worker_extension_cls"] == "llmdistill.teacher.vllm_worker.CaptureExtension"
+    assert arguments["worker_extension_cls"] == "llmdistill.teacher.vllm_worker.WorkerExtension"
     for seed in (None, 5):
         parameters = engine._parameters(Request(bytes(16), (1, 2), "a", seed=seed))
         assert parameters.flat_logprobs and not parameters.detokenize, "a tenth of the time that objects and text take"

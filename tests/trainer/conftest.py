@@ -12,6 +12,7 @@ import torch
 
 from llmdistill.cache.index import shard_folder, write_index
 from llmdistill.cache.shard import encode_records, put_shard, record_checksums, shard_name
+from llmdistill.config.objectives import SequenceCEConfig, SkewForwardKLConfig, SkewReverseKLConfig
 from llmdistill.trainer.job import TrainJob
 from tests.helpers import SPEC, make_cache, make_record, save_random_llama
 from tests.trainer.run_ranks import job_for, run_each
@@ -100,6 +101,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     resumed.mkdir(parents=True)
     # There when its turn has come.
     (resumed / "step-00000003").symlink_to(jobs["average-2"].checkpoints / "step-00000003")
+    make_cache(folder / "mixed", records=24, by_student=10)
+    jobs["texts"] = dataclasses.replace(
+        job_for(folder / "texts", folder / "mixed", student, epochs=2),
+        objectives=(
+            SkewForwardKLConfig(type="skew_forward_kl", text="teacher"),
+            SkewReverseKLConfig(type="skew_reverse_kl", text="student", weight=0.5),
+            SequenceCEConfig(type="sequence_ce", text="teacher", weight=0.1),
+            SequenceCEConfig(type="sequence_ce", text="student", weight=0.2),
+        ),
+    )
     (folder / "errors").mkdir()
     errors = run_each(list(jobs.values()), folder / "errors")
     return Trained(jobs, dict(zip(jobs, errors, strict=True)))

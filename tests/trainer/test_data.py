@@ -36,10 +36,22 @@ def test_collated_rows_sit_one_slot_before_their_token(tmp_path: Path) -> None:
     assert targets.ids_RK.tolist() == [row for r in records for row in r.rows.ids_RK.tolist()]
 
 
+def test_each_row_knows_whether_the_student_wrote_it(tmp_path: Path) -> None:
+    made = {record.key: record for record in make_cache(tmp_path, by_student=5)}
+    reader = CacheReader(tmp_path)
+    batch = collate(reader, [(3, 1), (), (2, 5)], sequence_length=50)
+    expected = [made[reader.keys[n]].source == "student:7" for n in (3, 1, 2, 5)]
+    assert 0 < sum(expected) < 4
+    assert batch.student_rows_R.tolist() == [value for value in expected for _ in range(14)]
+    targets = batch.targets(1000)
+    assert targets is not None and targets.student_rows_R is batch.student_rows_R
+
+
 def test_a_batch_of_padding_has_no_targets(tmp_path: Path) -> None:
     make_cache(tmp_path)
     batch = collate(CacheReader(tmp_path), [()], 8)
     assert batch.targets(1000) is None
+    assert batch.student_rows_R.tolist() == []
     assert batch.tokens == 0
 
 

@@ -109,6 +109,28 @@ def test_live_logits_are_the_whole_distribution_at_any_temperature(
     torch.testing.assert_close(found.double(), torch.stack([forward, reverse]), rtol=1e-4, atol=0)
 
 
+def test_live_logits_know_the_students_ids_and_the_actual_token(
+    tiny_teacher: Path, student_folder: Path, reader: CacheReader
+) -> None:
+    batch = collate(reader, [(0, 1)], 50)
+    p, q = (dense_logits(folder, batch).log_softmax(1) for folder in (tiny_teacher, student_folder))
+    objectives = (
+        {"type": "reverse_kl", "support": "student", "student_top_k": 20},
+        {"type": "policy_gradient", "text": "all"},
+        {"type": "policy_gradient"},
+    )
+    found = make_module(student_folder, tiny_teacher, *objectives, live=True)(batch)[1]
+    ids = q.topk(20, dim=1).indices
+    p_RE, q_RE = (
+        torch.cat([kept, (1 - kept.exp().sum(1, keepdim=True)).log()], dim=1)
+        for kept in (side.gather(1, ids) for side in (p, q))
+    )
+    reverse = (q_RE.exp() * (q_RE - p_RE)).sum()
+    gap = (q - p).gather(1, batch.actual_ids_R[:, None]).sum()
+    # The cache holds nothing that the student wrote.
+    torch.testing.assert_close(found.double(), torch.stack([reverse, gap, 0 * gap]), rtol=1e-4, atol=0)
+
+
 def test_packing_padding_and_splitting_change_no_structure_objective(
     tiny_teacher: Path, student_folder: Path, reader: CacheReader
 ) -> None:

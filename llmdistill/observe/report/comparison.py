@@ -10,7 +10,7 @@ from markupsafe import Markup
 from llmdistill.evaluation.methods import METRICS
 from llmdistill.observe.report.facts import RunFacts
 from llmdistill.observe.report.svg import STYLE_COUNT, Estimate, Series, dot_plot, line_chart
-from llmdistill.observe.report.training import curve_title, training_rows
+from llmdistill.observe.report.training import curve_title, objective_names, training_rows
 from llmdistill.observe.report.words import LABELS, best, figure, span, verdict
 
 _SECTIONS = ("prompts", "teacher", "teachers", "capture", "student", "objectives", "train")
@@ -97,8 +97,8 @@ def _charts(runs: Sequence[RunFacts], names: Sequence[str]) -> list[Markup]:
     if rows:
         legend = [("baseline", 1), ("distilled student", 0)]
         charts.append(dot_plot("KL(teacher ‖ model)", "nats a token, with 95 % intervals", rows, legend))
-    types = dict.fromkeys(item["type"] for run in runs for item in run.config["objectives"])
-    for key in [*types, "grad_norm"]:
+    names_of_objectives = dict.fromkeys(name for run in runs for name in objective_names(run))
+    for key in [*names_of_objectives, "grad_norm"]:
         lines = [
             Series(name, number % STYLE_COUNT, points)
             for number, (name, run) in enumerate(zip(names, runs, strict=True))

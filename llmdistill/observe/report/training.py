@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from llmdistill.config.weighting import metric_name
 from llmdistill.observe.report.facts import CacheFacts, RunFacts
 from llmdistill.observe.report.svg import Series, histogram, line_chart
 from llmdistill.observe.report.teachers import asked_sections
@@ -21,14 +22,22 @@ _TITLES = {
 
 def curve_title(key: str) -> str:
     """What a column of metrics.jsonl is called above its curve."""
+    for text in ("teacher", "student"):
+        if key.endswith(f"_{text}"):
+            return f"{curve_title(key.removesuffix(f'_{text}'))}, on the {text}’s text"
     return _TITLES.get(key, key.replace("_", " "))
+
+
+def objective_names(run: RunFacts) -> list[str]:
+    """What the columns of the run's objectives begin with in metrics.jsonl."""
+    return [metric_name(item["type"], item.get("text", "all")) for item in run.config["objectives"]]
 
 
 def curves(run: RunFacts) -> list[Markup]:
     """Every objective, the gradient norms and the rates over the optimizer steps, for each trained model."""
-    types = dict.fromkeys([*(item["type"] for item in run.config["objectives"]), "sequence_ce"])
-    wanted = [(name, curve_title(name)) for name in types]
-    wanted += [(f"{name}_grad_norm", f"gradient norm of {name} at the logits") for name in types]
+    names = dict.fromkeys([*objective_names(run), "sequence_ce"])
+    wanted = [(name, curve_title(name)) for name in names]
+    wanted += [(f"{name}_grad_norm", f"gradient norm of {name} at the logits") for name in names]
     wanted += [(name, curve_title(name)) for name in ("grad_norm", "learning_rate", "tokens_per_second")]
     charts = []
     for key, title in wanted:
