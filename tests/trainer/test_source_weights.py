@@ -72,7 +72,7 @@ def reference_loss(cache: Path, student: Path, job: TrainJob, weights: dict[str,
     return total / weight_sum
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_loss_is_the_weighted_mean_of_the_global_step(cache: Path, tiny_teacher: Path, tmp_path: Path) -> None:
     student = tmp_path / "student"
     create_from_teacher(tiny_teacher, FromTeacherConfig(layers=2), student)
