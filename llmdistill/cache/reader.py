@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 
 from llmdistill.cache.captures import common, require_readable_together
+from llmdistill.cache.codec import unpack_fields
 from llmdistill.cache.index import shard_storage
 from llmdistill.cache.rows import EncodedRows
 from llmdistill.cache.schema import SHARD_SUFFIX, columns
@@ -153,6 +156,46 @@ class CacheReader:
         """Numbers of the training records and of the held-out ones, for a held-out share 0 ≤ `held_out` < 1."""
         is_held_out = self.splits < np.uint64(min(int(held_out * 2**64), 2**64 - 1))
         return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+    def row_means(self, name: str) -> np.ndarray:
+        """Mean of a column per row over the rows of each record: float64 [S]; NaN where there are no rows.
+
+        Args:
+            name: `actual_logprobs`, `entropies` or `mass`.
+
+        """
+
+        def means_of(shard: ShardFile) -> np.ndarray:
+            column = next(column for column in shard.columns if column.name == name)
+            lengths = np.diff(shard.offsets["row_offsets"])
+            record_R = np.repeat(np.arange(len(lengths)), lengths)
+            sums = np.bincount(record_R, shard.column(column).astype(np.float64), len(lengths))
+            means: np.ndarray = np.divide(sums, lengths, out=np.full(len(lengths), np.nan), where=lengths > 0)
+            return means
+
+        return self._of_shards(means_of)
+
+    def token_digests(self) -> np.ndarray:
+        """A hash of each record's tokens and of which are supervised: opaque values of 16 bytes [S]."""
+
+        def digests_of(shard: ShardFile) -> np.ndarray:
+            bounds = shard.offsets["token_offsets"].tolist()
+            columns = [(shard.column(column), column.bits) for column in shard.columns if column.per == "token"]
+            parts = [unpack_fields(values, bits, 0, bounds[-1]) if bits else values for values, bits in columns]
+            found = [
+                hashlib.blake2b(b"".join(part[start:stop].tobytes() for part in parts), digest_size=16).digest()
+                for start, stop in itertools.pairwise(bounds)
+            ]
+            return np.array(found, "V16")
+
+        return self._of_shards(digests_of)
+
+    def _of_shards(self, values: Callable[[ShardFile], np.ndarray]) -> np.ndarray:
+        """A value for each record [S], from those of each shard."""
+        parts = [values(self._shard(number)) for number in range(len(self.shards))]
+        starts = np.cumsum([0, *map(len, parts)])
+        found: np.ndarray = np.concatenate(parts)[starts[self.shard_numbers] + self._positions]
+        return found
 
     def row_bytes(self) -> int:
         """About how many bytes an encoded row takes in memory."""

@@ -150,13 +150,15 @@ class _Rounds:
         written = dataclasses.replace(self._written, teacher=f"{self._written.teacher}@{step}")
         requests = rollout_requests(self._prompts, written, self._config, number)
         started = time.monotonic()
-        writing = self._ask(self._student, requests, folder / _ROLLOUTS, written, number, "writes", quiet, weights)
+        writing = self._ask(
+            self._student, requests, folder / _ROLLOUTS, written, number, "the student writes", quiet, weights
+        )
         if not self._keep_student:
             self._student.stop()
         rollouts_seconds, started = time.monotonic() - started, time.monotonic()
         scores = score_requests(_written(folder / _ROLLOUTS), self._scored, step)
         cache = round_cache(self._run.folder.rounds, number)
-        scoring = self._ask(self._teacher, scores, cache, self._scored, number, "is scored", quiet)
+        scoring = self._ask(self._teacher, scores, cache, self._scored, number, "the teacher scores", quiet)
         if not self._keep_teacher:
             self._teacher.stop()
         facts = {
@@ -209,7 +211,7 @@ class _Rounds:
             if quiet:
                 run(checked)
             else:
-                title = f"train round {number + 1}/{self._config.count}: the student's text {what}"
+                title = f"train round {number + 1}/{self._config.count}: {what}"
                 with Progress(title, len(requests), "records", already) as progress:
                     run(lambda report: progress.update(already + report.records, report.note()))
         finally:

@@ -78,6 +78,7 @@ def generate(run: Run) -> None:
     )
     rejected = corpus.rejected
     write_rejected(run.folder.rejected, rejected)
+    _require_prompts(config, corpus.requests)
     done = committed_keys(run.folder.cache, *(one.spec for one in teachers.values()))
     for teacher in teachers.values():
         requests = [request for request in corpus.requests if request.teacher == teacher.name]
@@ -102,6 +103,20 @@ def generate(run: Run) -> None:
     if rejected:
         counts = counts_by_kind(row.reason for row in rejected)
         say(f"generate: {len(rejected)} rows were not used ({counts}), see {run.folder.rejected}")
+
+
+def _require_prompts(config: RunConfig, requests: Sequence[Request]) -> None:
+    """Before the teacher is paid: are there as many training prompts as a round wants?"""
+    if config.rounds is None:
+        return
+    first_held_out = int(config.prompts.held_out * 2**64)
+    held = len({request.split for request in requests if request.split >= first_held_out})
+    if held < config.rounds.prompts:
+        raise ConfigError(
+            f"a round wants {config.rounds.prompts} prompts, the corpus has {held} for training",
+            where="rounds.prompts",
+            fix=f"use {held} or less, or add prompts",
+        )
 
 
 def _ask_teacher(
@@ -225,9 +240,15 @@ def training_jobs(run: Run) -> list[TrainJob]:
 
 @contextlib.contextmanager
 def _training_progress(job: TrainJob) -> Iterator[Callable[[dict[str, Any]], None]]:
+    from llmdistill.cache.reader import CacheReader
     from llmdistill.trainer.loop import first_and_total_steps
+    from llmdistill.trainer.selection import choose
 
     first, total = first_and_total_steps(job)
+    if job.train.select is not None:
+        reader = CacheReader(job.cache)
+        selection = choose(reader, reader.split(job.held_out)[0], job.train.select)
+        say(f"train: {job.name}: {selection.words(job.train.select)}")
     with Progress(f"train {job.name}", total, "steps", first) as progress:
 
         def show(line: dict[str, Any]) -> None:

@@ -305,6 +305,38 @@ def _require_entries(objective: AnyObjective, where: str, kind: str) -> None:
         )
 
 
+def require_text(objectives: Sequence[AnyObjective], rounds: tuple[float, float] | None) -> None:
+    """Refuse objectives on text that there is not, or that was drawn otherwise than they need.
+
+    Args:
+        objectives: as configured.
+        rounds: temperature and top_p at which the student writes; None where it writes nothing.
+
+    Raises:
+        ValueError: names the key, the reason and the ways out.
+
+    """
+    for number, objective in enumerate(objectives):
+        where = f"objectives.{number}"
+        if not isinstance(objective, TextObjectiveConfig):
+            continue
+        if objective.text == "student" and rounds is None:
+            raise ValueError(
+                f"{where}.text: no record is the student's without rounds; add the section rounds, or use another text"
+            )
+        if isinstance(objective, PolicyGradientConfig) and rounds not in (None, (1.0, 1.0)):
+            raise ValueError(
+                f"{where}.type: policy_gradient is right on tokens that the student drew from its own distribution; use"
+                " rounds.sampling with temperature 1 and top_p 1, or reverse_kl"
+            )
+        by_truth = isinstance(objective, ForwardKLConfig) and objective.tail == "ground_truth"
+        if by_truth and objective.text != "teacher" and rounds is not None:
+            raise ValueError(
+                f"{where}.tail: ground_truth is unbiased only on tokens that the teacher drew, and rounds bring the"
+                " student's; use text: teacher, or tail: bucket"
+            )
+
+
 def needs_teacher(objectives: Sequence[AnyObjective]) -> bool:
     """Whether an objective compares inner states of the teacher, so that it must run beside the student."""
     return any(isinstance(objective, MappedConfig) for objective in objectives)

@@ -18,6 +18,7 @@ from llmdistill.config.objectives import (
     earlier_student,
     needs_teacher,
     require_captured,
+    require_text,
 )
 from llmdistill.config.prompts import MAIN_TEACHER, PromptsConfig
 from llmdistill.config.rounds import RoundsConfig
@@ -85,14 +86,25 @@ class RunConfig(Section):
     def _rounds_say_how_long(self) -> Self:
         train = self.train
         if self.rounds is None:
+            asked = [objective.name for objective in self.objectives if getattr(objective, "text", "all") == "student"]
+            if asked:
+                raise ValueError(f"objectives: {asked[0]} looks at the student's own text, and only `rounds` make any")
             return self
         for name, given in (("max_steps", train.max_steps is not None), ("wait_for_cache", train.wait_for_cache)):
             if given:
                 raise ValueError(
                     f"train.{name}: rounds.count × rounds.steps say how long the training is; leave it out"
                 )
+        if train.select is not None:
+            raise ValueError("train.select: chooses from a cache that is complete; leave it out, or the rounds")
         if self.capture.hidden_layers:
             raise ValueError("capture.hidden_layers: the student's text has none; leave them out, or the rounds")
+        return self
+
+    @model_validator(mode="after")
+    def _objectives_see_their_text(self) -> Self:
+        sampling = None if self.rounds is None else (self.rounds.sampling.temperature, self.rounds.sampling.top_p)
+        require_text(self.objectives, sampling)
         return self
 
     @model_validator(mode="after")

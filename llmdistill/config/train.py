@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from llmdistill.config.base import Section
+from llmdistill.config.selection import SelectConfig
 from llmdistill.errors import ConfigError
 
 FREE_TO_CHANGE = frozenset(
@@ -75,6 +76,8 @@ class TrainConfig(Section):
     source_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
     """How much the rows of a source weigh in the loss: its `label` → weight; 1 for the others. The loss is
     Σ weight·value / Σ weight over the supervised rows of the global step."""
+    select: SelectConfig | None = None
+    """Train on a share of the records only; null: on all of them."""
     sequence_length: PositiveInt = 1024
     """Tokens of a packed sequence; longer records are refused."""
     micro_batch_size: PositiveInt = 1
@@ -172,7 +175,17 @@ class TrainConfig(Section):
             raise ValueError(
                 "train.wait_for_cache: needs train.max_steps, since nobody knows yet how long the epochs are"
             )
+        if self.wait_for_cache and self.select is not None:
+            raise ValueError(
+                "train.select: chooses among all records, and with train.wait_for_cache they are not there yet; leave"
+                " one of the two out"
+            )
         return self
+
+    @property
+    def selected_share(self) -> float:
+        """Share of the training records that is trained on."""
+        return 1.0 if self.select is None else self.select.keep
 
     @property
     def accumulation_steps(self) -> int:

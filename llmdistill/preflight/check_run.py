@@ -28,9 +28,11 @@ def check_batch(config: RunConfig, facts: Facts, volume: Volume | None) -> list[
         f"tokens_per_step {train.tokens_per_step:,} = workers {train.workers} × micro_batch_size"
         f" {train.micro_batch_size} × sequence_length {train.sequence_length} × accumulation {train.accumulation_steps}"
     )
+    if config.rounds is not None:
+        return [ok("batch", f"{what}; {config.rounds.total_steps:,} steps in {config.rounds.count} rounds")]
     if volume is None or not volume.tokens:
         return [ok("batch", what)]
-    steps = volume.tokens * (1 - config.prompts.held_out) * train.epochs / train.tokens_per_step
+    steps = volume.tokens * (1 - config.prompts.held_out) * train.selected_share * train.epochs / train.tokens_per_step
     if steps < 1:
         return [
             warning(
@@ -88,7 +90,9 @@ def _of_cache(key: str, config: RunConfig) -> bool:
 
 def _of_training(key: str) -> bool:
     section, _, setting = key.partition(".")
-    return section in ("objectives", "student") or (section == "train" and setting.split(".")[0] not in FREE_TO_CHANGE)
+    return section in ("objectives", "student", "rounds") or (
+        section == "train" and setting.split(".")[0] not in FREE_TO_CHANGE
+    )
 
 
 def _listed(differing: Mapping[str, tuple[Any, Any]]) -> str:

@@ -80,7 +80,7 @@ def decoding_batch(config: RunConfig, model: ModelSize, hardware: Hardware, cont
 
 def training_flops(config: RunConfig, student: ModelSize, volume: Volume) -> float:
     """FLOPs of the student's training, all epochs; the baseline costs as much again."""
-    tokens = volume.tokens * (1 - config.prompts.held_out) * config.train.epochs
+    tokens = volume.tokens * (1 - config.prompts.held_out) * config.train.selected_share * config.train.epochs
     return 3 * scoring_flops(student, tokens, volume.tokens_per_record)
 
 

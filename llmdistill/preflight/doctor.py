@@ -26,6 +26,7 @@ from llmdistill.preflight.check_models import (
     check_tensor_parallel,
     check_weights,
 )
+from llmdistill.preflight.check_rounds import check_rounds
 from llmdistill.preflight.check_run import check_batch, check_output
 from llmdistill.preflight.check_teachers import check_teachers, teacher_views
 from llmdistill.preflight.check_tokenizers import check_ends, check_template, check_tokenizers, check_vocabulary
@@ -51,6 +52,7 @@ CHECKS: tuple[Check, ...] = (
     check_student,
     check_weights,
     check_rows,
+    check_rounds,
     check_processors,
     check_vllm,
     check_shared_memory,

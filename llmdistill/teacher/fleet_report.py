@@ -77,7 +77,7 @@ class FleetReport:
     def note(self) -> str:
         """Figures for the progress line."""
         if not self.seconds:
-            return "loading the teacher"
+            return "loading the engines"
         rates = [f"{tokens / self.seconds:.0f}" for _, tokens in sorted(self.tokens_of_replica.items())]
         parts = [f"{self.rows} rows", f"{self.tokens / self.seconds:.0f} tokens/s"]
         if len(rates) > 1:

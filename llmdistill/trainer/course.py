@@ -32,6 +32,7 @@ from llmdistill.cache.storage import commit_bytes
 from llmdistill.errors import DataError
 from llmdistill.trainer.job import TrainJob
 from llmdistill.trainer.rounds import Round, plan_round, read_round
+from llmdistill.trainer.selection import training_records
 from llmdistill.types import RECORD_KEY_BYTES
 
 SEGMENTS = "segments.json"
@@ -59,7 +60,7 @@ def make_plan(reader: CacheReader, job: TrainJob) -> StepPlan:
         DataError: no training record, no supervised row, or a record longer than a packed sequence.
 
     """
-    records, _ = reader.split(job.held_out)
+    records = training_records(reader, job)
     if not len(records) or not reader.row_counts[records].sum():
         raise DataError("the cache holds no training record with supervised tokens", where=str(job.cache))
     return _planned(reader, job, records, 0, job.train.epochs)
@@ -126,7 +127,7 @@ def identity_of_records(job: TrainJob, reader: CacheReader) -> str:
         reader = CacheReader(job.cache, _read_segments(job.checkpoints / SEGMENTS)[0][0])
     if isinstance(reader, JoinedReader):  # the student's text depends on the training itself
         reader = reader.readers[0]
-    keys = [reader.keys[number] for number in reader.split(job.held_out)[0].tolist()]
+    keys = [reader.keys[number] for number in training_records(reader, job).tolist()]
     return hashlib.blake2b(b"".join(sorted(keys)), digest_size=16).hexdigest()
 
 
@@ -142,7 +143,8 @@ def _round(job: TrainJob, current: Round) -> Stretch:
     reader = read_round(job.cache, current)
     _require_fitting(reader.token_counts, job)
     per_step = job.train.tokens_per_step // job.train.sequence_length
-    plan = plan_round(reader, current, job.held_out, job.train.seed, job.train.sequence_length, per_step)
+    teachers = training_records(reader.readers[0], job)
+    plan = plan_round(reader, current, teachers, job.train.seed, job.train.sequence_length, per_step)
     return Stretch(reader, plan, current.first_step)
 
 

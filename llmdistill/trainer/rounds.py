@@ -65,7 +65,7 @@ def read_round(cache: Path, current: Round) -> JoinedReader:
 def plan_round(
     reader: JoinedReader,
     current: Round,
-    held_out: float,
+    teachers: np.ndarray,
     seed: int,
     sequence_length: int,
     sequences_per_step: int,
@@ -75,7 +75,7 @@ def plan_round(
     Args:
         reader: of `read_round`.
         current: the round.
-        held_out: share of the prompts that is not trained on.
+        teachers: the training records of the first cache. The student's are of training prompts, all of them.
         seed: of the order.
         sequence_length: token slots of a packed sequence; every record fits.
         sequences_per_step: packed sequences of an optimizer step, over all ranks.
@@ -84,9 +84,8 @@ def plan_round(
         DataError: there is nothing to take one of the parts from.
 
     """
-    training, _ = reader.split(held_out)
-    owner = np.searchsorted(reader.starts, training, side="right") - 1
-    pools = [training[owner == 0], training[owner == 1], training[owner > 1]]
+    ends = reader.starts[[1, min(2, len(reader.readers)), len(reader.readers)]].tolist()
+    pools = [teachers, np.arange(ends[0], ends[1]), np.arange(ends[1], ends[2])]
     counts_NP, before = _sequences(current, sequences_per_step, replayed=len(pools[2]) > 0)
     starts = (before, 0, 0)
     seeds = (seed, seed + 1 + current.number, seed + 1 + current.number)

@@ -10,6 +10,8 @@ from llmdistill.config.objectives import AnyObjective, require_captured
 from llmdistill.config.run import RunConfig
 
 ADAPTER: TypeAdapter[AnyObjective] = TypeAdapter(AnyObjective)
+BASE = {"output": "x", "prompts": {"sources": [{"path": "a"}]}, "teacher": {"model": "t"}, "student": {"model": "s"}}
+ROUNDS = {"count": 2, "steps": 5, "prompts": 10}
 TOP_K = {"kind": "top_k", "temperatures": (2.0,), "mode": "generate", "sampling": (0.7, 1.0)}
 
 
@@ -126,12 +128,7 @@ def test_a_live_teacher_needs_no_capture_and_has_no_tail() -> None:
 
 
 def test_a_type_may_stand_once_for_each_text() -> None:
-    base = {
-        "output": "x",
-        "prompts": {"sources": [{"path": "a"}]},
-        "teacher": {"model": "t"},
-        "student": {"model": "s"},
-    }
+    base = BASE | {"rounds": ROUNDS}
     kl, on_student = {"type": "forward_kl"}, {"type": "forward_kl", "text": "student"}
     config = RunConfig.model_validate(base | {"objectives": [kl, on_student]})
     assert [objective.name for objective in config.objectives] == ["forward_kl", "forward_kl_student"]
@@ -139,6 +136,51 @@ def test_a_type_may_stand_once_for_each_text() -> None:
     assert RunConfig.model_validate(base | {"objectives": [kl, on_student], "train": best})
     with pytest.raises(ValidationError, match=r"once in objectives for each text, found \['forward_kl_student', 'forw"):
         RunConfig.model_validate(base | {"objectives": [on_student, on_student]})
+
+
+TRUTH = {"type": "forward_kl", "tail": "ground_truth"}
+DRAWN = {"sampling": {"temperature": 1.0, "top_p": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"objectives": [{"type": "jsd", "text": "student"}]},
+            r"objectives\.0\.text: .* add the section rounds, or use another text",
+        ),
+        ({"objectives": [{"type": "policy_gradient"}]}, "no record is the student's without rounds"),
+        (
+            {"objectives": [{"type": "policy_gradient"}], "rounds": ROUNDS | {"sampling": {"temperature": 0.7}}},
+            r"objectives\.0\.type: .* use rounds\.sampling with temperature 1 and top_p 1, or reverse_kl",
+        ),
+        (
+            {"objectives": [TRUTH], "teacher": {"model": "t"} | DRAWN, "rounds": ROUNDS},
+            r"objectives\.0\.tail: .* rounds bring the student's; use text: teacher, or tail: bucket",
+        ),
+        (
+            {"train": {"select": {"by": "perplexity", "keep": 0.5}}, "rounds": ROUNDS},
+            "train.select: .* leave it out, or the rounds",
+        ),
+    ],
+)
+def test_text_that_is_not_there_is_refused(sections: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        RunConfig.model_validate(BASE | {"objectives": [{"type": "forward_kl"}]} | sections)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"objectives": [{"type": "jsd", "text": "teacher"}]},
+        {"objectives": [{"type": "policy_gradient"}], "rounds": ROUNDS},
+        {"objectives": [{"type": "policy_gradient", "text": "all"}]},
+        {"objectives": [TRUTH | {"text": "teacher"}], "teacher": {"model": "t"} | DRAWN, "rounds": ROUNDS},
+        {"objectives": [TRUTH], "teacher": {"model": "t"} | DRAWN},
+    ],
+)
+def test_text_that_is_there_is_accepted(sections: dict) -> None:
+    assert RunConfig.model_validate(BASE | sections)
 
 
 def test_objectives_are_frozen() -> None:

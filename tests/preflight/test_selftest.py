@@ -17,6 +17,7 @@ ALL = [
     {"type": "skew_reverse_kl"}, {"type": "adaptive_kl"}, {"type": "total_variation"}, {"type": "alpha_beta"},
     {"type": "hard_ce"}, {"type": "sequence_ce"}, {"type": "z_loss"},
 ]  # fmt: skip
+ROUNDS = {"count": 2, "steps": 5, "prompts": 10}
 
 
 def levels(config: Any) -> dict[str, str]:
@@ -48,20 +49,22 @@ def test_live_teachers_and_inner_objectives_pass() -> None:
 
 
 def test_objectives_on_either_text_pass() -> None:
-    config = make_config(objectives=[ALL[3] | {"text": "teacher"}, ALL[5] | {"text": "student"}, ALL[10]])
+    config = make_config(
+        objectives=[ALL[3] | {"text": "teacher"}, ALL[5] | {"text": "student"}, ALL[10]], rounds=ROUNDS
+    )
     assert levels(config) == {"alignment": "ok", "gradients": "ok", "accumulation": "ok"}
 
 
 @pytest.mark.parametrize("kind", ["top_k", "sampled"])
 def test_policy_gradients_pass(kind: str) -> None:
     objectives = [{"type": "policy_gradient"}, {"type": "policy_gradient", "text": "all", "discount": 0.9}]
-    config = make_config(objectives=objectives, capture={"kind": kind})
+    config = make_config(objectives=objectives, capture={"kind": kind}, rounds=ROUNDS)
     assert levels(config) == {"alignment": "ok", "gradients": "ok", "accumulation": "ok"}
 
 
 def test_the_students_support_passes() -> None:
     objectives = [{"type": "reverse_kl", "support": "student", "student_top_k": 5}, {"type": "policy_gradient"}]
-    config = make_config(objectives=objectives, train={"soft_labels": "live"})
+    config = make_config(objectives=objectives, train={"soft_labels": "live"}, rounds=ROUNDS)
     assert levels(config) == {"alignment": "ok", "gradients": "ok", "accumulation": "ok"}
 
 

@@ -23,7 +23,7 @@ from llmdistill.config.teacher import TeacherConfig
 from llmdistill.errors import ClusterError, DataError, EngineError
 from llmdistill.teacher.fake_engine import FakeEngine
 from llmdistill.teacher.filters import ResponseFilter
-from llmdistill.teacher.fleet import run_fleet
+from llmdistill.teacher.fleet import Fleet, run_fleet
 from llmdistill.teacher.fleet_report import FleetReport
 from llmdistill.teacher.replica import Replica, Target
 from llmdistill.types import CaptureSpec, Record, Request
@@ -217,3 +217,29 @@ def test_a_unit_that_somebody_has_committed_is_left_as_it_is(tmp_path: Path) -> 
     replica._engine.version = "another"
     assert asyncio.run(replica.run_unit(REQUESTS[:4], target)) == first
     assert shard.stat() == before
+
+
+def test_a_fleet_stays_for_several_jobs_and_takes_their_weights(cluster: None, tmp_path: Path) -> None:
+    """Also the replica that is started in the place of a dead one."""
+    happened = tmp_path / "happened"
+    happened.mkdir()
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(name.encode())
+    factory = functools.partial(make_failing, faults={30: "die"}, happened=happened)
+    jobs = {"first": (REQUESTS[:20], None), "second": (REQUESTS[20:], "one"), "third": (REQUESTS, "two")}
+    with Fleet(factory, TEACHER.model_copy(update={"replicas": 1})) as fleet:
+        reports = {}
+        for name, (requests, weights) in jobs.items():
+            target = Target(tmp_path / name, SPEC)
+            reports[name] = fleet.run(requests, target, weights=weights and tmp_path / weights)
+        assert fleet.cpus_in_use().total() == 1
+    assert reports["first"].push_seconds == 0 and reports["third"].push_seconds > 0
+    assert reports["second"].restarts == 1 and reports["second"].start_seconds > 0
+    assert reports["third"].start_seconds == 0, "nothing was started anew"
+
+    for name, (requests, weights) in jobs.items():
+        engine = make_failing((), {}, None)
+        if weights:
+            asyncio.run(engine.load_weights(tmp_path / weights))
+        expected = {request.key: asyncio.run(engine.answer(request)).token_ids_N.tolist() for request in requests}
+        assert contents(tmp_path / name) == expected

@@ -27,7 +27,7 @@ def plan(caches: Path, number: int, **settings: object):
     config = RoundsConfig.model_validate({"count": 3, "steps": 10, "prompts": 30, **settings})
     current = Round(config, number, caches / "rounds")
     reader = read_round(caches / "cache", current)
-    return reader, plan_round(reader, current, 0.0, 7, LENGTH, PER_STEP)
+    return reader, plan_round(reader, current, np.arange(reader.starts[1]), 7, LENGTH, PER_STEP)
 
 
 def owners(reader: JoinedReader, steps) -> np.ndarray:
