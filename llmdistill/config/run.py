@@ -86,9 +86,6 @@ class RunConfig(Section):
     def _rounds_say_how_long(self) -> Self:
         train = self.train
         if self.rounds is None:
-            asked = [objective.name for objective in self.objectives if getattr(objective, "text", "all") == "student"]
-            if asked:
-                raise ValueError(f"objectives: {asked[0]} looks at the student's own text, and only `rounds` make any")
             return self
         for name, given in (("max_steps", train.max_steps is not None), ("wait_for_cache", train.wait_for_cache)):
             if given:
