@@ -60,7 +60,7 @@ def _read(config: PromptsConfig) -> dict[str, Any]:
 
 def _requests(config: PromptsConfig, tokenizer: Any) -> dict[str, Any]:
     started = time.process_time()
-    corpus = make_requests(read_prompts(config), tokenizer, config, TeacherConfig(model="-"), SPEC)
+    corpus = make_requests(read_prompts(config), tokenizer, config, {"teacher": (TeacherConfig(model="-"), SPEC)})
     rows = len(corpus.requests) + len(corpus.rejected)
     seconds = (time.process_time() - started) / rows * 1000
     return {

@@ -69,6 +69,8 @@ class Request:
     """Hash of the prompt, 0 … 2^64-1: decides on which side of a held-out split the record falls."""
     source_name: str = ""
     """What the corpus source is called, see `Record.source`."""
+    teacher: str = ""
+    """Name of the teacher that is to answer, in the configuration."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,8 @@ class Record:
     split: int = 0
     """Hash of the prompt, see `Request.split`."""
     source: str = ""
-    """Name of the corpus source, for weights per source; or `student_source` of text that the student wrote."""
+    """What the configuration calls the corpus source (`SourceConfig.known_as`), for weights per source; or
+    `student_source` of text that the student wrote."""
     hidden_LRD: np.ndarray | None = None
     """float32 [L, R, D]: hidden states at the rows' positions, for each of `CaptureSpec.hidden_layers`."""
 
@@ -202,7 +205,8 @@ class Record:
 
 @dataclass(frozen=True)
 class CaptureSpec:
-    """What a cache holds and who made it: equal specs may share a cache, others may not (design: content-addressed).
+    """What a cache holds and who made it: equal specs may share a cache, and such as differ in who made it alone
+    (`cache/captures.py`); others may not (design: content-addressed).
 
     Every field is a fact about the stored numbers; how they were scheduled (batching, replicas, shard sizes) is not
     in here, so that it can change freely.

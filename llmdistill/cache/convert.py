@@ -41,7 +41,7 @@ def to_parquet(cache: Path | str, file: Path) -> int:
         the number of records.
 
     Raises:
-        DataError: the cache is empty or damaged.
+        DataError: the cache is empty or damaged, or of several teachers.
     """
     reader = CacheReader(cache)
     if reader.spec.kind == "chunks":
@@ -49,6 +49,12 @@ def to_parquet(cache: Path | str, file: Path) -> int:
             "text in another tokenizer's tokens has no rows to convert",
             where=str(cache),
             fix="convert the teacher's own cache, from which `llmdistill train` makes this one",
+        )
+    if len(reader.specs) > 1:
+        raise DataError(
+            f"it holds records of {len(reader.specs)} teachers, and the schema of a Parquet file names one",
+            where=str(cache),
+            fix="read the shards themselves, with the safetensors library",
         )
     versions = sorted({shard.metadata["engine_version"] for shard in open_shards(cache, reader.shards)})
     schema = _schema(reader.spec).with_metadata(

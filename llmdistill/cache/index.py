@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
 
+from llmdistill.cache.captures import common, require_one_of
 from llmdistill.cache.schema import FORMAT, SHARD_SUFFIX, VERSION
 from llmdistill.cache.shard_file import ShardFile
 from llmdistill.cache.storage import Storage, open_storage
@@ -50,8 +50,12 @@ def open_shards(cache: Path | str, names: list[str] | None = None) -> Iterator[S
             yield shard
 
 
-def committed_keys(cache: Path | str, spec: CaptureSpec) -> set[bytes]:
+def committed_keys(cache: Path | str, *specs: CaptureSpec) -> set[bytes]:
     """Keys of all committed records; temporary files of a writer that died are removed.
+
+    Args:
+        cache: the cache.
+        specs: the captures that may lie in it, one for each teacher.
 
     Raises:
         DataError: a shard was captured under another spec (the difference is shown) or is damaged.
@@ -59,60 +63,85 @@ def committed_keys(cache: Path | str, spec: CaptureSpec) -> set[bytes]:
     shard_storage(cache).remove_leftovers()
     keys: set[bytes] = set()
     for shard in open_shards(cache):
-        require_same_spec(shard.spec, spec, str(cache))
+        require_one_of(shard.spec, specs, str(cache))
         keys.update(map(bytes, shard.stored("keys")))
     return keys
 
 
-def require_same_spec(found: CaptureSpec, asked: CaptureSpec, where: str) -> None:
-    """Refuse to mix captures.
+@dataclass
+class Capture:
+    """What a cache holds of one teacher."""
 
-    Raises:
-        DataError: the specs differ; every differing field is shown.
-    """
-    if found == asked:
-        return
-    differing = [
-        f"{field.name}: the cache has {getattr(found, field.name)!r}, asked is {getattr(asked, field.name)!r}"
-        for field in dataclasses.fields(CaptureSpec)
-        if getattr(found, field.name) != getattr(asked, field.name)
-    ]
-    raise DataError(
-        "the cache was captured differently\n  " + "\n  ".join(differing),
-        where=where,
-        fix="choose another output folder, or go back to the settings that the cache was made with",
-    )
+    spec: CaptureSpec
+    name: str = ""
+    """The teacher's name in the configuration, for people; unknown where no `generate` ended with this cache."""
+    shards: int = 0
+    records: int = 0
+    """A record that lies in two shards counts twice."""
+    tokens: int = 0
+    rows: int = 0
+
+    def add(self, shard: ShardFile) -> None:
+        """Count a shard."""
+        self.shards += 1
+        self.records += shard.summary.records
+        self.tokens += shard.summary.tokens
+        self.rows += shard.summary.rows
 
 
-def write_index(cache: Path | str) -> dict[str, Any]:
+def write_index(cache: Path | str, captures: Sequence[Capture] | None = None) -> dict[str, Any]:
     """Make index.json from the shards' headers; that it is there says that the cache is complete.
+
+    Args:
+        cache: the cache.
+        captures: give the names of the teachers; None: those of the index that is there already.
 
     Raises:
         DataError: there is no shard, or one is damaged.
     """
-    spec: CaptureSpec | None = None
+    named = read_captures(cache) if captures is None else captures
+    found: list[Capture] = []
     summaries, keys = [], {}
     for shard in open_shards(cache):
-        spec = shard.spec
         summaries.append(shard.summary)
         keys[shard.path.name] = shard.stored("keys")
-    if spec is None:
+        capture_of(shard.spec, found, named).add(shard)
+    if not found:
         raise DataError("the cache holds no shard", where=str(cache), fix="run `llmdistill generate` first")
     distinct = len(np.unique(np.concatenate(list(keys.values())), axis=0))
+    order = [capture.spec for capture in named]
+    # As the configuration names them, and not as the names of shards happen to sort.
+    found.sort(key=lambda capture: order.index(capture.spec) if capture.spec in order else len(order))
     index: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "spec": spec.facts(),
+        "spec": common([capture.spec for capture in found]).facts(),
         "records": distinct,
         "tokens": sum(shard.tokens for shard in summaries),
         "rows": sum(shard.rows for shard in summaries),
         "bytes": sum(shard.bytes for shard in summaries),
+        "captures": [{**asdict(capture), "spec": capture.spec.facts()} for capture in found],
         "shards": [asdict(shard) for shard in summaries],
     }
     storage = open_storage(cache)
     storage.put(KEYS, save(keys))
     storage.put(INDEX, (json.dumps(index, indent=1) + "\n").encode())
     return index
+
+
+def capture_of(spec: CaptureSpec, found: list[Capture], named: Sequence[Capture]) -> Capture:
+    """The member of `found` with this spec; a new one, with the name that `named` knows, where there is none."""
+    for capture in found:
+        if capture.spec == spec:
+            return capture
+    found.append(Capture(spec, next((capture.name for capture in named if capture.spec == spec), "")))
+    return found[-1]
+
+
+def read_captures(cache: Path | str) -> list[Capture]:
+    """What index.json says of the teachers; empty where there is none, or one of a version that did not say it."""
+    index = read_index(cache) or {}
+    return [Capture(**{**said, "spec": CaptureSpec(**said["spec"])}) for said in index.get("captures", ())]
 
 
 def read_index(cache: Path | str) -> dict[str, Any] | None:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from llmdistill.cache.captures import MAKERS, distinct
 from llmdistill.cache.reader import CacheReader, KeyList, StoredRecord
 from llmdistill.errors import DataError
 from llmdistill.types import CaptureSpec
 
-_WHO = ("mode", "teacher", "engine", "dtype", "sampling")
+_WHO = ("mode", *MAKERS)
 """Fields of a capture spec that say nothing about how rows are stored."""
 
 
@@ -30,6 +31,7 @@ class JoinedReader(CacheReader):
             _require_same_rows(reader.spec, readers[0].spec)
         self.readers = readers
         self.spec = readers[0].spec
+        self.specs = distinct([spec for reader in readers for spec in reader.specs])
         self.shards = [shard for reader in readers for shard in reader.shards]
         self.sources = [source for reader in readers for source in reader.sources]
         self.starts: np.ndarray = np.cumsum([0, *map(len, readers)])

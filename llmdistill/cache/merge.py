@@ -13,9 +13,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from llmdistill.cache.captures import distinct, require_one_of
 from llmdistill.cache.codec import pack_fields
 from llmdistill.cache.hidden import SidecarFile, put_sidecar
-from llmdistill.cache.index import open_shards, require_same_spec, shard_folder, shard_names, shard_storage, write_index
+from llmdistill.cache.index import (
+    open_shards,
+    read_captures,
+    shard_folder,
+    shard_names,
+    shard_storage,
+    write_index,
+)
 from llmdistill.cache.schema import columns
 from llmdistill.cache.shard import OFFSETS, Compression, put_shard, shard_name
 from llmdistill.cache.shard_file import ShardFile
@@ -45,6 +53,7 @@ class StoredParts:
     parts: dict[str, np.ndarray]
     """As of `ShardFile.record`."""
     engine_version: str
+    spec: CaptureSpec
     hidden: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
@@ -65,7 +74,8 @@ def merge(
 
     Args:
         destination: cache to write.
-        sources: caches to read; all captured under one spec, which is also the destination's.
+        sources: caches to read. One cache at least, a source or the destination, has every capture of all of them:
+            records of several teachers come together where one configuration named these, and not here.
         compression: of the new shards.
         shard_bytes: a new shard is closed when its records reach this size, uncompressed.
         on_progress: called with the number of records read.
@@ -73,27 +83,29 @@ def merge(
     Raises:
         DataError: a source is empty or damaged, or the specs differ.
     """
-    spec: CaptureSpec | None = None
     have: set[bytes] = set()
+    held: dict[Path | str, list[CaptureSpec]] = {}
     for shard in open_shards(destination):
-        spec = spec or shard.spec
+        held.setdefault(destination, []).append(shard.spec)
         have.update(map(bytes, shard.stored("keys")))
     for source in sources:
         if not (names := shard_names(source)):
             raise DataError("the cache holds no shard", where=str(source))
         # All headers before any record: a wrong source must not leave half a merge behind.
-        for shard in open_shards(source, names):
-            spec = spec or shard.spec
-            require_same_spec(shard.spec, spec, str(source))
-    assert spec is not None
-    read = added = shards = size = 0
-    batch: list[StoredParts] = []
+        held[source] = [shard.spec for shard in open_shards(source, names)]
+    captures = max((distinct(specs) for specs in held.values()), key=len)
+    for cache, specs in held.items():
+        for spec in specs:
+            require_one_of(spec, captures, str(cache))
+    read = added = shards = 0
+    batches: list[list[StoredParts]] = [[] for _ in captures]
+    sizes = [0] * len(captures)
 
-    def flush() -> None:
-        nonlocal shards, size, batch
-        if batch:
-            write_stored(destination, batch, spec, compression)
-            shards, size, batch = shards + 1, 0, []
+    def flush(number: int) -> None:
+        nonlocal shards
+        if batches[number]:
+            write_stored(destination, batches[number], captures[number], compression)
+            shards, sizes[number], batches[number] = shards + 1, 0, []
 
     for record in (record for source in sources for record in stored_records(source)):
         read += 1
@@ -102,12 +114,14 @@ def merge(
             continue
         have.add(record.key)
         added += 1
-        batch.append(record)
-        size += record.bytes
-        if size >= shard_bytes:
-            flush()
-    flush()
-    write_index(destination)
+        number = captures.index(record.spec)
+        batches[number].append(record)
+        sizes[number] += record.bytes
+        if sizes[number] >= shard_bytes:
+            flush(number)
+    for number in range(len(captures)):
+        flush(number)
+    write_index(destination, [capture for cache in (destination, *sources) for capture in read_captures(cache)])
     return Merge(added, read - added, shards)
 
 
@@ -131,6 +145,7 @@ def stored_records(cache: Path | str) -> Iterator[StoredParts]:
                     sources[int(scalars["source_ids"][position])],
                     shard.record(position),
                     shard.metadata["engine_version"],
+                    shard.spec,
                     sidecar.stored(position) if sidecar else {},
                 )
 

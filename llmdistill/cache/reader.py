@@ -14,8 +14,9 @@ from typing import overload
 import numpy as np
 import torch
 
+from llmdistill.cache.captures import common, require_readable_together
 from llmdistill.cache.codec import unpack_fields
-from llmdistill.cache.index import require_same_spec, shard_storage
+from llmdistill.cache.index import shard_storage
 from llmdistill.cache.rows import EncodedRows
 from llmdistill.cache.schema import SHARD_SUFFIX, columns
 from llmdistill.cache.shard_file import ShardFile
@@ -79,7 +80,7 @@ class CacheReader:
         shards: names of the shards to read; None: all that are committed now.
 
     Raises:
-        DataError: no shards, damaged ones, or shards of different captures.
+        DataError: no shards, damaged ones, or shards that cannot be read together.
     """
 
     def __init__(self, cache: Path | str, shards: Sequence[str] | None = None) -> None:
@@ -91,16 +92,18 @@ class CacheReader:
         self._open: OrderedDict[int, ShardFile] = OrderedDict()
         self._lock = threading.Lock()
         small: dict[str, list[np.ndarray]] = {}
-        spec: CaptureSpec | None = None
+        self.specs: list[CaptureSpec] = []
+        """The captures of the cache; they differ in the teacher at most, see `captures.MAKERS`."""
         names: dict[str, int] = {}
         for number in range(len(self.shards)):
             with ShardFile(self._storage.local(self.shards[number])) as shard:
-                spec = spec or shard.spec
-                require_same_spec(shard.spec, spec, str(shard.path))
+                if shard.spec not in self.specs:
+                    self.specs.append(shard.spec)
+                    require_readable_together(shard.spec, self.specs[0], str(shard.path))
                 for name, values in self._small(shard, number, names).items():
                     small.setdefault(name, []).append(values)
-        assert spec is not None
-        self.spec: CaptureSpec = spec
+        self.spec: CaptureSpec = common(self.specs)
+        """What holds of all records, see `captures.common`."""
         self.sources: list[str] = list(names)
         """Names that `source_numbers` count."""
         self._take({name: np.concatenate(values) for name, values in small.items()})

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from llmdistill.cache.captures import MAKERS, common, require_readable_together
 from llmdistill.cache.codec import unpack_fields
-from llmdistill.cache.index import open_shards, require_same_spec
+from llmdistill.cache.index import Capture, capture_of, open_shards, read_captures
 from llmdistill.cache.schema import Column
 from llmdistill.cache.shard_file import ShardFile
 from llmdistill.errors import DataError
-from llmdistill.types import FINISH_REASONS, CaptureSpec
+from llmdistill.types import FINISH_REASONS
 
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 _BINS = 1 << 16
@@ -48,13 +49,16 @@ class _Histogram:
 def cache_stats(cache: Path | str) -> dict[str, Any]:
     """Counts, bytes, captured mass, entropy, perplexity, lengths, finish reasons, sources and who made it.
 
+    `spec` is what holds of all records, `teachers` says who made how many of them.
+
     Bytes per row are those of the shard files, everything included, over supervised rows; bytes per token over prompt
     and response tokens.
 
     Raises:
-        DataError: no shard, a damaged one, or shards of different captures.
+        DataError: no shard, a damaged one, or shards that cannot be read together.
     """
-    spec: CaptureSpec | None = None
+    captures: list[Capture] = []
+    named = read_captures(cache)
     sums: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     sources: Counter[str] = Counter()
@@ -62,8 +66,8 @@ def cache_stats(cache: Path | str) -> dict[str, Any]:
     mass, entropy, chunk = _Histogram(0, 1), _Histogram(0, 16), _Histogram(0, _BINS)
     tokens, rows, logprobs = _Histogram(0, _BINS), _Histogram(0, _BINS), 0.0
     for shard in open_shards(cache):
-        spec = spec or shard.spec
-        require_same_spec(shard.spec, spec, str(shard.path))
+        capture_of(shard.spec, captures, named).add(shard)
+        require_readable_together(shard.spec, captures[0].spec, str(shard.path))
         summary = shard.summary
         sums.update(shards=1, records=summary.records, tokens=summary.tokens, rows=summary.rows, bytes=summary.bytes)
         engines[shard.metadata["engine_version"]] += summary.records
@@ -85,7 +89,7 @@ def cache_stats(cache: Path | str) -> dict[str, Any]:
         tokens.add(np.diff(shard.offsets["token_offsets"]))
         rows.add(np.diff(shard.offsets["row_offsets"]))
         sums["entries"] += _entries(shard)
-    if spec is None:
+    if not captures:
         raise DataError("the cache holds no shard", where=str(cache), fix="run `llmdistill generate` first")
     count = max(sums["rows"], 1)
     of_kind: dict[str, Any] = {
@@ -94,7 +98,7 @@ def cache_stats(cache: Path | str) -> dict[str, Any]:
         "entropy": entropy.summary(),
         "mean_actual_logprob": logprobs / count,
     }
-    if spec.kind == "chunks":
+    if captures[0].spec.kind == "chunks":
         of_kind = {
             "chunks": sums["chunks"],
             "rows_per_chunk": chunk.summary(),
@@ -111,7 +115,8 @@ def cache_stats(cache: Path | str) -> dict[str, Any]:
         "finish_reasons": dict(reasons),
         "sources": dict(sources),
         "engine_versions": dict(engines),
-        "spec": spec.facts(),
+        "teachers": _teachers(captures),
+        "spec": common([capture.spec for capture in captures]).facts(),
     }
 
 
@@ -120,6 +125,18 @@ def _chunks(shard: ShardFile, columns: dict[str, Column]) -> tuple[np.ndarray, n
     ends_R = unpack_fields(shard.column(columns["chunk_ends"]), 1, 0, shard.summary.rows)
     logprobs_E = shard.column(columns["chunk_logprobs"])
     return np.diff(np.flatnonzero(ends_R), prepend=-1), ~np.isnan(logprobs_E), logprobs_E
+
+
+def _teachers(captures: list[Capture]) -> list[dict[str, Any]]:
+    """What each teacher made; of the spec only what may differ."""
+    return [
+        {
+            "name": capture.name,
+            **{field: getattr(capture.spec, field) for field in MAKERS},
+            **{count: getattr(capture, count) for count in ("shards", "records", "tokens", "rows")},
+        }
+        for capture in captures
+    ]
 
 
 def _entries(shard: ShardFile) -> int:

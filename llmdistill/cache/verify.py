@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from llmdistill.cache.captures import require_readable_together
 from llmdistill.cache.codec import high_bits, unpack_fields
-from llmdistill.cache.index import read_index, require_same_spec, shard_names, shard_storage
+from llmdistill.cache.index import read_index, shard_names, shard_storage
 from llmdistill.cache.rows import segment_sums
 from llmdistill.cache.schema import SHARD_SUFFIX
 from llmdistill.cache.shard import checksum, record_checksums, shard_name
@@ -67,7 +68,7 @@ def verify(cache: Path | str, on_progress: Callable[[int], None] = lambda done: 
         try:
             with ShardFile(storage.local(name)) as shard:
                 spec = spec or shard.spec
-                require_same_spec(shard.spec, spec, name)
+                require_readable_together(shard.spec, spec, name)
                 faults = list(shard_faults(shard, name))
                 found.findings += [Finding(name, fault) for fault in faults]
                 if not faults:

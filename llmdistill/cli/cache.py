@@ -68,12 +68,21 @@ def stats(directory: str, as_json: bool) -> None:
     found = cache_stats(_address(directory))
     lines = []
     for name, value in found.items():
-        if isinstance(value, dict):
+        if name == "teachers":
+            lines.append("teachers:")
+            lines += [f"  {_made_by(one)}" for one in value]
+        elif isinstance(value, dict):
             lines.append(f"{name}:")
             lines += [f"  {key:<18} {_number(item)}" for key, item in value.items()]
         else:
             lines.append(f"{name:<20} {_number(value)}")
     _print(as_json, found, lines)
+
+
+def _made_by(one: dict[str, Any]) -> str:
+    counts = ", ".join(f"{one[count]} {count}" for count in ("records", "tokens", "rows"))
+    sampling = "".join(f", {key} {value}" for key, value in one["sampling"].items())
+    return f"{one['name'] or '(not named)':<18} {counts}; {one['teacher']}, {one['engine']}, {one['dtype']}{sampling}"
 
 
 def _number(value: Any) -> str:

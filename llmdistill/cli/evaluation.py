@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from llmdistill.cache.index import read_captures
 from llmdistill.cache.reader import CacheReader
 from llmdistill.cache.storage import commit_bytes
 from llmdistill.config.evaluate import GenerationConfig, SpeedConfig
@@ -70,7 +71,7 @@ def evaluate_run(
         "shape": _shape(models, teacher),
     }
     source = None if teacher_tokenizer is None else (teacher_tokenizer, CacheReader(folder.cache).spec)
-    corpus = Corpus(config, models["untrained"], reader, source)
+    corpus = Corpus(config, models["untrained"], reader, read_captures(folder.cache), source)
     document |= _held_out(config, reader, records, models, corpus)
     if settings.generation is not None:
         document["generation"] = _generation(config, settings.generation, reader, records, models, corpus)

@@ -40,7 +40,7 @@ class Stage:
 
 
 PIPELINE = (
-    Stage("generate", stages.generate, ("prompts", "teacher", "capture"), ("cache",)),
+    Stage("generate", stages.generate, ("prompts", "teacher", "teachers", "capture"), ("cache",)),
     Stage(
         "train",
         stages.train,
@@ -73,7 +73,8 @@ def run_stages(config: RunConfig, until: str | None) -> None:
     folder = run.folder
     folder.path.mkdir(parents=True, exist_ok=True)
     commit_bytes(folder.config, (config.model_dump_json(indent=1) + "\n").encode())
-    commit_bytes(folder.provenance, (json.dumps(provenance(), indent=1) + "\n").encode())
+    teachers = {name: teacher.model for name, teacher in config.asked_teachers.items()}
+    commit_bytes(folder.provenance, (json.dumps(provenance() | {"teachers": teachers}, indent=1) + "\n").encode())
     finished = _finished(folder)
     before = ""
     for stage in PIPELINE:

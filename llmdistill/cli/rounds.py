@@ -21,6 +21,7 @@ from llmdistill.cache.index import committed_keys, write_index
 from llmdistill.cache.reader import CacheReader
 from llmdistill.cache.storage import commit_bytes
 from llmdistill.cli import stages
+from llmdistill.cli.teachers import capture_spec
 from llmdistill.cluster import ray_cluster
 from llmdistill.config.capture import CaptureConfig
 from llmdistill.config.rounds import RoundsConfig
@@ -72,7 +73,8 @@ class _Rounds:
         self._run, self._config, self._job = run, config, job
         self._keep_student, self._keep_teacher = _kept(run.config.teacher, config, run.config.train.workers)
         tokenizer = load_tokenizer(run.tokenizer_folder)
-        self._scored = dataclasses.replace(stages.capture_spec(run, tokenizer), mode="score", sampling={})
+        captured = capture_spec(run.config, run.config.teacher, run.tokenizer_folder, tokenizer)
+        self._scored = dataclasses.replace(captured, mode="score", sampling={})
         teacher, writer, kept = run.config.teacher, _writer(run, config), CaptureConfig(top_k=1, logprobs="f16")
         self._written = dataclasses.replace(
             self._scored,
@@ -88,7 +90,7 @@ class _Rounds:
         chosen = writer.filters != type(writer.filters)()
         filters = functools.partial(ResponseFilter, writer.filters, run.tokenizer_folder) if chosen else None
         score = functools.partial(make_engine, run.tokenizer_folder, teacher, run.config.capture, *ends)
-        self._student, self._teacher = Fleet(write, writer, filters), Fleet(score, teacher)
+        self._student, self._teacher = Fleet(write, writer, filters, "student"), Fleet(score, teacher)
         self._stopping = threading.Event()
         self._pool = ThreadPoolExecutor(1) if config.ahead else None
         self._identity = dataclasses.replace(job, round=Round(config, 0, run.folder.rounds)).identity("")

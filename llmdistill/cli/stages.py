@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmdistill.cache.index import INDEX, committed_keys, write_index
+from llmdistill.cache.index import INDEX, Capture, committed_keys, write_index
 from llmdistill.cache.reader import CacheReader
+from llmdistill.cli.teachers import AskedTeacher, asked_teachers, teacher_folder
 from llmdistill.cluster import CAPTURE, SHARE, TRAIN, ray_cluster
 from llmdistill.config.export import ExportConfig
 from llmdistill.config.objectives import AnyObjective, SequenceCEConfig, needs_teacher
+from llmdistill.config.prompts import MAIN_TEACHER
 from llmdistill.config.run import RunConfig
 from llmdistill.config.train import TrainConfig
 from llmdistill.errors import ConfigError, DataError
@@ -28,7 +30,7 @@ from llmdistill.observe.run_folder import RunFolder
 if TYPE_CHECKING:
     from llmdistill.teacher.fleet_report import FleetReport
     from llmdistill.trainer.job import TrainJob
-    from llmdistill.types import CaptureSpec, Request
+    from llmdistill.types import Request
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,9 @@ class Run:
     @functools.cached_property
     def tokenizer_folder(self) -> Path:
         """The teacher's configuration and tokenizer; its weights lie there, too, where no server has them."""
-        from llmdistill.teacher.source import locate_model
-
         if self.config.teacher.server is None:
             return self.teacher_folder
-        return locate_model(self.config.teacher.model, "teacher.model")
+        return teacher_folder(self.config.teacher, MAIN_TEACHER)
 
     @property
     def own_tokenizer(self) -> bool:
@@ -70,7 +70,7 @@ BASELINE = "sft"
 
 
 def generate(run: Run) -> None:
-    """Fill the cache: one record for every prompt (and sample) of the corpus."""
+    """Fill the cache: one record for every prompt (and sample) of the corpus, by the teachers in turn."""
     from llmdistill.prompts.corpus import read_prompts
     from llmdistill.prompts.rejects import counts_by_kind, write_rejected
     from llmdistill.prompts.render import load_tokenizer
@@ -80,25 +80,35 @@ def generate(run: Run) -> None:
     config = run.config
     tokenizer = load_tokenizer(run.tokenizer_folder)
     require_tokenizers(run)
-    spec = capture_spec(run, tokenizer)
-    corpus = make_requests(read_prompts(config.prompts), tokenizer, config.prompts, config.teacher, spec)
-    requests, rejected = corpus.requests, corpus.rejected
+    teachers = asked_teachers(config, run.tokenizer_folder, tokenizer)
+    corpus = make_requests(
+        read_prompts(config.prompts),
+        tokenizer,
+        config.prompts,
+        {name: (one.config, one.spec) for name, one in teachers.items()},
+    )
+    rejected = corpus.rejected
     write_rejected(run.folder.rejected, rejected)
-    _require_prompts(config, requests)
-    done = committed_keys(run.folder.cache, spec)
-    pending = [request for request in requests if request.key not in done]
-    report = FleetReport()
-    if pending:
+    _require_prompts(config, corpus.requests)
+    done = committed_keys(run.folder.cache, *(one.spec for one in teachers.values()))
+    for teacher in teachers.values():
+        requests = [request for request in corpus.requests if request.teacher == teacher.name]
+        pending = [request for request in requests if request.key not in done]
+        if not pending:
+            continue
         # Its presence says that no more shards will come, to a training that waits for them.
         (run.folder.cache / INDEX).unlink(missing_ok=True)
+        report, stage = FleetReport(), "generate" if len(teachers) == 1 else f"generate {teacher.name}"
         try:
-            _ask_teacher(run, tokenizer, spec, pending, len(requests), report)
+            _ask_teacher(run, tokenizer, teacher, stage, pending, len(requests), report)
         finally:
             rejected = rejected + report.rejected + report.filtered
             write_rejected(run.folder.rejected, rejected)
         if report.deaths:
-            say(f"generate: engines were restarted {report.restarts} times; the last one: {report.deaths[-1]}")
-    write_index(run.folder.cache)
+            say(f"{stage}: engines were restarted {report.restarts} times; the last one: {report.deaths[-1]}")
+    write_index(run.folder.cache, [Capture(one.spec, one.name) for one in teachers.values()])
+    if others := len(done.difference(request.key for request in corpus.requests)):
+        say(f"generate: {others} records of the cache answer no prompt of this configuration; they are trained on, too")
     for change, count in corpus.changes.most_common():
         say(f"generate: {count} rows: {change}")
     if rejected:
@@ -121,22 +131,28 @@ def _require_prompts(config: RunConfig, requests: Sequence[Request]) -> None:
 
 
 def _ask_teacher(
-    run: Run, tokenizer: Any, spec: CaptureSpec, pending: Sequence[Request], total: int, report: FleetReport
+    run: Run,
+    tokenizer: Any,
+    asked: AskedTeacher,
+    stage: str,
+    pending: Sequence[Request],
+    total: int,
+    report: FleetReport,
 ) -> None:
     from llmdistill.teacher.engines import make_engine
     from llmdistill.teacher.filters import ResponseFilter
     from llmdistill.teacher.fleet import run_fleet
     from llmdistill.teacher.metrics import MetricsLines
 
-    teacher, capture, folder = run.config.teacher, run.config.capture, run.tokenizer_folder
+    teacher, capture, folder = asked.config, run.config.capture, asked.folder
     factory = functools.partial(make_engine, folder, teacher, capture, len(tokenizer), tokenizer.eos_token_id)
     chosen = teacher.filters != type(teacher.filters)()
     make_filter = functools.partial(ResponseFilter, teacher.filters, folder) if chosen else None
     need = {"CPU": 1.0} if teacher.server else {"GPU": float(teacher.tensor_parallel)}
     count = (1 if teacher.replicas == "auto" else teacher.replicas) * teacher.pipeline_parallel
     needs: list[dict[str, float]] = [{**need, CAPTURE: SHARE}] * count
-    already, lines = total - len(pending), MetricsLines(run.folder.metrics)
-    with Progress("generate", total, "records", already) as progress, ray_cluster(run.config.cluster, needs):
+    already, lines = total - len(pending), MetricsLines(run.folder.metrics, asked.name)
+    with Progress(stage, total, "records", already) as progress, ray_cluster(run.config.cluster, needs):
 
         def show(report: FleetReport) -> None:
             progress.update(already + report.records, report.note())
@@ -144,29 +160,11 @@ def _ask_teacher(
 
         cache, compression = run.folder.cache, capture.compression
         try:
-            run_fleet(pending, factory, teacher, cache, spec, show, compression, total, report, make_filter)
+            run_fleet(
+                pending, factory, teacher, cache, asked.spec, show, compression, total, report, make_filter, asked.name
+            )
         finally:
             lines.write(report, last=True)
-
-
-def capture_spec(run: Run, tokenizer: Any) -> Any:
-    """The capture spec of a run's cache."""
-    from llmdistill.prompts.keys import model_fingerprint, served_fingerprint, tokenizer_fingerprint
-    from llmdistill.types import CaptureSpec
-
-    config = run.config
-    sampling = config.teacher.sampling.model_dump(exclude={"samples", "seed"})
-    folder, served = run.tokenizer_folder, config.teacher.served_name
-    return CaptureSpec(
-        mode=config.prompts.mode,
-        vocabulary_size=len(tokenizer),
-        teacher=served_fingerprint(folder, served) if config.teacher.server else model_fingerprint(folder),
-        tokenizer=tokenizer_fingerprint(tokenizer),
-        engine=config.teacher.engine,
-        dtype=config.teacher.dtype,
-        sampling=sampling if config.prompts.mode == "generate" else {},
-        **config.capture.spec_fields(),
-    )
 
 
 def require_tokenizers(run: Run) -> None:
@@ -329,7 +327,8 @@ def make_student_cache(run: Run) -> None:
 
     def read_origins() -> dict[bytes, Origin]:
         rows, spec = read_prompts(config.prompts), CacheReader(cache).spec
-        return make_requests(rows, teacher, config.prompts, config.teacher, spec, with_origins=True).origins
+        asked = {name: (one, spec) for name, one in config.asked_teachers.items()}
+        return make_requests(rows, teacher, config.prompts, asked, with_origins=True).origins
 
     unknown = config.prompts.template_arguments.keys() - student_prompts(config.prompts, student).template_arguments
     if unknown:

@@ -106,7 +106,8 @@ def _known_names(location: Sequence[int | str]) -> list[str]:
     models: list[Any] = [RunConfig]
     for part in location:
         if isinstance(part, str):
-            models = [field.annotation for model in models if (field := model.model_fields.get(part))]
+            found = [field.annotation for model in models if (field := model.model_fields.get(part))]
+            models = found or models  # a name that is no field is a key of a mapping of sections
         models = [leaf for model in models for leaf in _models_in(model)]
     return sorted({name for model in models for name in model.model_fields})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -24,6 +25,11 @@ ColumnName = Literal[
     "system",
     "tools",
 ]
+
+MAIN_TEACHER = "teacher"
+"""What sources call the section `teacher`."""
+
+_ENDINGS = re.compile(r"(\.(jsonl|ndjson|json|parquet|csv|txt|text|md))?(\.(gz|zst))?$", re.IGNORECASE)
 
 _RESERVED = frozenset(
     {
@@ -67,6 +73,12 @@ class SourceConfig(Section):
     proportions until a source has no more; without, all rows of all sources are."""
     limit: PositiveInt | None = None
     """Readable rows that are taken, at most."""
+    label: str | None = Field(default=None, min_length=1)
+    """Name of the source in records, reports and `train.source_weights`; by default that of the file without folder and
+    endings, of a glob's folder, or the hub data set's id. Sources with equal labels count as one."""
+    teachers: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Who answers its prompts: name of a teacher → weight. `teacher` is the section `teacher`, which answers alone
+    where nothing is given; other names are keys of `teachers`. A hash of the prompt decides between several."""
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
@@ -77,6 +89,22 @@ class SourceConfig(Section):
         if self.hub is not None and (self.format, self.sample_by) != (None, "line"):
             raise ValueError("format and sample_by belong to path")
         return self
+
+    @property
+    def known_as(self) -> str:
+        """`label`, or its default: the same wherever the files are moved to."""
+        if self.label is not None:
+            return self.label
+        if self.path is None:
+            return str(self.hub)
+        parts = self.path.rstrip("/").split("/")
+        last = next((part for part in reversed(parts) if part and not set("*?[") & set(part)), parts[-1])
+        return _ENDINGS.sub("", last) or last
+
+    @property
+    def answered_by(self) -> dict[str, float]:
+        """Name of a teacher → weight; never empty."""
+        return dict(self.teachers) or {MAIN_TEACHER: 1.0}
 
 
 class ShuffleConfig(Section):
@@ -106,6 +134,12 @@ class DecontaminationConfig(Section):
     """A row goes if it shares this many words in a row with an evaluation row, or one of its user messages word for
     word."""
 
+    @model_validator(mode="after")
+    def _nobody_is_asked(self) -> Self:
+        if any(source.teachers or source.label for source in self.sources):
+            raise ValueError("label and teachers belong to prompts.sources: nobody is asked about evaluation data")
+        return self
+
 
 class PromptsConfig(Section):
     """The prompt corpus and what is done with it."""
@@ -133,7 +167,7 @@ class PromptsConfig(Section):
     shuffle: ShuffleConfig | None = None
     """Shuffled where given."""
     near_duplicates: NearDuplicatesConfig | None = None
-    """Removed where given. Equal prompts are always used once."""
+    """Removed where given. Equal prompts are always used once, by each teacher that is to answer them."""
     decontamination: DecontaminationConfig | None = None
     """Done where given."""
     held_out: float = Field(default=0.1, ge=0.0, lt=1.0)

@@ -32,9 +32,13 @@ def _section(path: str, model: type[BaseModel], title: str, seen: set[tuple[str,
     below = []
     for name, field in model.model_fields.items():
         models = _models(field.annotation)
+        mapping = typing.get_origin(field.annotation) is dict
         kind = "section" if models else _type(field.annotation)
+        if models and mapping:
+            kind, models = f"mapping of sections `{models[0].__name__.removesuffix('Config').lower()}`", []
         text = " ".join((field.description or "").split())
-        yield f"| `{name}` | {kind} | {_default(field, bool(models))} | {text} |\n"
+        default = _default(field, kind == "section")
+        yield f"| `{name}` | {kind} | {default} | {text} |\n"
         below += [(f"{path}.{name}".lstrip("."), child) for child in models]
     for child_path, child in below:
         if (child_path, child) not in seen:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Self
+import difflib
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -15,15 +16,18 @@ from llmdistill.config.objectives import (
     AnyObjective,
     AuxiliaryObjective,
     earlier_student,
+    needs_teacher,
     require_captured,
     require_sequence_level,
     require_text,
 )
-from llmdistill.config.prompts import PromptsConfig
+from llmdistill.config.prompts import MAIN_TEACHER, PromptsConfig
 from llmdistill.config.rounds import RoundsConfig
 from llmdistill.config.student import StudentConfig
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.config.train import TrainConfig
+
+TeacherName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
 
 
 class RunConfig(Section):
@@ -34,7 +38,10 @@ class RunConfig(Section):
     prompts: PromptsConfig
     """What the teacher is asked about."""
     teacher: TeacherConfig
-    """The model that is distilled."""
+    """The model that is distilled. With several, the one whose tokenizer and chat template make the prompts and from
+    whose layers `student.from_teacher` takes; it answers the sources that name no teacher."""
+    teachers: dict[TeacherName, TeacherConfig] = Field(default_factory=dict)
+    """Further teachers by name, for `prompts.sources[].teachers`. Their tokenizers give the same ids as the first's."""
     capture: CaptureConfig = CaptureConfig()
     """What is kept of its distributions."""
     student: StudentConfig
@@ -107,6 +114,50 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _teachers_and_sources_fit(self) -> Self:
+        if MAIN_TEACHER in self.teachers:
+            raise ValueError(f"teachers.{MAIN_TEACHER}: this is the name of the section {MAIN_TEACHER}; choose another")
+        known = [MAIN_TEACHER, *self.teachers]
+        for number, source in enumerate(self.prompts.sources):
+            for name in source.teachers:
+                if name not in known:
+                    nearest = difflib.get_close_matches(name, known, n=1)
+                    hint = f"did you mean {nearest[0]}?" if nearest else f"known here: {', '.join(known)}"
+                    raise ValueError(f"prompts.sources.{number}.teachers.{name}: there is no such teacher; {hint}")
+        for name in self.teachers:
+            if name not in self.asked_teachers:
+                raise ValueError(f"teachers.{name}: no source names it; add it to prompts.sources[].teachers")
+        return self
+
+    @model_validator(mode="after")
+    def _a_live_teacher_is_one(self) -> Self:
+        if set(self.asked_teachers) == {MAIN_TEACHER}:
+            return self
+        live = {
+            "train.soft_labels: live": self.train.soft_labels == "live",
+            "objectives on inner states": needs_teacher(self.objectives),
+            "capture.hidden_layers": bool(self.capture.hidden_layers),
+            "rounds": self.rounds is not None,
+        }
+        for what in [what for what, asked in live.items() if asked]:
+            raise ValueError(
+                f"{what}: these are states or scores of one model, and {', '.join(self.asked_teachers)} answer the"
+                f" prompts; let the section {MAIN_TEACHER} answer all of them, or keep to soft labels of the cache"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weighted_sources_exist(self) -> Self:
+        labels = list(dict.fromkeys(source.known_as for source in self.prompts.sources))
+        for label in self.train.source_weights:
+            if label not in labels:
+                raise ValueError(
+                    f"train.source_weights: no source is called '{label}'; they are called {', '.join(labels)}"
+                    " (prompts.sources[].label)"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _hidden_states_can_be_captured(self) -> Self:
         if self.capture.hidden_layers and self.teacher.engine != "huggingface":
             raise ValueError(
@@ -118,7 +169,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _a_server_gives_top_k(self) -> Self:
         temperatures = self.capture.spec_fields()["temperatures"]
-        if self.teacher.engine == "openai" and (self.capture.kind != "top_k" or temperatures):
+        servers = [one for one in self.asked_teachers.values() if one.engine == "openai"]
+        if servers and (self.capture.kind != "top_k" or temperatures):
             wanted = f"kind: {self.capture.kind}" if self.capture.kind != "top_k" else f"temperatures: {temperatures}"
             raise ValueError(
                 f"capture.{wanted}: a server gives the most likely tokens and their log-probabilities, and neither"
@@ -132,6 +184,11 @@ class RunConfig(Section):
         if self.student.tokenizer == "teacher":
             return self
         require_sequence_level(self.objectives)
+        if len(self.asked_teachers) > 1:
+            raise ValueError(
+                "student.tokenizer: own has one teacher's text tokenized again, and the sources name"
+                f" {', '.join(self.asked_teachers)}; let one answer all, or use student.tokenizer: teacher"
+            )
         if self.rounds is not None:
             raise ValueError(
                 "rounds: the teacher scores the student's tokens, and with student.tokenizer: own they are not its own;"
@@ -156,13 +213,19 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _objectives_are_captured(self) -> Self:
-        sampling = self.teacher.sampling
-        require_captured(
-            self.objectives,
-            kind=self.capture.kind,
-            temperatures=self.capture.temperatures,
-            mode=self.prompts.mode,
-            sampling=(sampling.temperature, sampling.top_p),
-            live=self.train.soft_labels == "live",
-        )
+        for teacher in self.asked_teachers.values():
+            require_captured(
+                self.objectives,
+                kind=self.capture.kind,
+                temperatures=self.capture.temperatures,
+                mode=self.prompts.mode,
+                sampling=(teacher.sampling.temperature, teacher.sampling.top_p),
+                live=self.train.soft_labels == "live",
+            )
         return self
+
+    @property
+    def asked_teachers(self) -> dict[str, TeacherConfig]:
+        """The teachers that answer prompts, by name: `teacher` first, then those of `teachers` in their order."""
+        asked = {name for source in self.prompts.sources for name in source.answered_by}
+        return {name: one for name, one in {MAIN_TEACHER: self.teacher, **self.teachers}.items() if name in asked}

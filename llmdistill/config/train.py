@@ -73,6 +73,9 @@ class TrainConfig(Section):
     """Where the teacher's distributions come from. `live`: the frozen teacher runs beside the student on every worker
     and gives its whole distribution, on the tokens of the cache; slower, exact, and at any temperature. Objectives on
     hidden states, attention and relations bring the teacher along in either case."""
+    source_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """How much the rows of a source weigh in the loss: its `label` → weight; 1 for the others. The loss is
+    Σ weight·value / Σ weight over the supervised rows of the global step."""
     select: SelectConfig | None = None
     """Train on a share of the records only; null: on all of them."""
     sequence_length: PositiveInt = 1024

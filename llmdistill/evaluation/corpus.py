@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from llmdistill.cache.index import Capture
 from llmdistill.cache.reader import CacheReader
 from llmdistill.config.run import RunConfig
+from llmdistill.config.teacher import TeacherConfig
 from llmdistill.errors import DataError
 from llmdistill.evaluation.teacher_side import chunks_by_row
 from llmdistill.prompts.corpus import read_prompts
@@ -29,8 +31,9 @@ class Corpus:
         config: the run.
         tokenizer_folder: of the tokenizer of the records.
         reader: the records.
-        source: where these are the teacher's text in the student's own tokens: folder of the teacher's tokenizer, and
-            the capture spec of its cache.
+        captures: what the index of the teachers' cache says of them.
+        source: where the records are a teacher's text in the student's own tokens: folder of the teacher's tokenizer,
+            and the capture spec of its cache.
 
     """
 
@@ -39,27 +42,30 @@ class Corpus:
         config: RunConfig,
         tokenizer_folder: Path,
         reader: CacheReader,
+        captures: list[Capture],
         source: tuple[Path, CaptureSpec] | None = None,
     ) -> None:
         self.tokenizer = load_tokenizer(tokenizer_folder)
         self._config = config
         self._reader = reader
+        self._captures = captures
         self._source = source
 
     @functools.cached_property
     def _made(self) -> Made:
         """The requests that the prompt files make, again."""
         config, generation = self._config, self._config.evaluate.generation
+        teachers = self._teachers()
+        if teachers is None:
+            return Made([], [])
         column = None if generation is None else generation.reference
         # In score mode a conversation's end is in the cache; where all turns are supervised it answers a later prompt.
         references = generation is not None and (column is not None or config.prompts.mode == "generate")
         try:
             rows = read_prompts(config.prompts, column)
             if self._source is None:
-                spec = self._reader.spec
-                return make_requests(rows, self.tokenizer, config.prompts, config.teacher, spec, references)
-            folder, spec = self._source
-            made = make_requests(rows, load_tokenizer(folder), config.prompts, config.teacher, spec, references)
+                return make_requests(rows, self.tokenizer, config.prompts, teachers, references)
+            made = make_requests(rows, load_tokenizer(self._source[0]), config.prompts, teachers, references)
         except DataError:
             return Made([], [])
         common = spec_fingerprint(self._reader.spec)
@@ -69,10 +75,19 @@ class Corpus:
             references={derived_key(common, key): text for key, text in made.references.items()},
         )
 
+    def _teachers(self) -> dict[str, tuple[TeacherConfig, CaptureSpec]] | None:
+        """Settings and capture of each teacher; None where the cache does not say which one made what."""
+        asked = self._config.asked_teachers
+        specs = self._reader.specs if self._source is None else [self._source[1]]
+        if len(asked) == len(specs) == 1:
+            return {name: (teacher, specs[0]) for name, teacher in asked.items()}
+        named = {capture.name: capture.spec for capture in self._captures}
+        return {name: (one, named[name]) for name, one in asked.items()} if asked.keys() <= named.keys() else None
+
     @functools.cached_property
-    def _places(self) -> dict[bytes, str]:
-        """Record key → `file:line`."""
-        return {request.key: request.source for request in self._made.requests}
+    def _source_names(self) -> dict[bytes, str]:
+        """Record key → name of its source."""
+        return {request.key: request.source_name for request in self._made.requests}
 
     def byte_counts(self, records: np.ndarray, of_teacher: bool = False) -> np.ndarray:
         """Bytes of the text of each record's supervised tokens, float64 [S].
@@ -101,8 +116,7 @@ class Corpus:
         names = [self._reader.sources[number] for number in self._reader.source_numbers[records].tolist()]
         if not all(names):
             keys = [self._reader.keys[number] for number in records.tolist()]
-            places = [self._places.get(key, "") for key in keys]
-            names = [name or place.rpartition(":")[0] for name, place in zip(names, places, strict=True)]
+            names = [name or self._source_names.get(key, "") for name, key in zip(names, keys, strict=True)]
         return names if all(names) else None
 
     def reference(self, key: bytes) -> str | None:

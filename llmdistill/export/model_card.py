@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from llmdistill import __version__
@@ -17,11 +18,11 @@ tags: [distillation, llmdistill]
 
 # {title}
 
-Distilled from `{teacher}` with llmdistill {version}.
+Distilled from {teachers} with llmdistill {version}.
 
 | | |
 |---|---|
-| teacher | `{teacher}`, fingerprint `{teacher_fingerprint}` |
+{teacher_rows}
 | student | {student} |
 | objectives | {objectives} |
 | data | {records} records, {rows} supervised tokens, mode `{mode}`, capture `{kind}` {top_k} |
@@ -52,8 +53,8 @@ def model_card(name: str, config: RunConfig, index: dict[str, Any]) -> str:
     return _TEMPLATE.format(
         title="A distilled student" if distilled else f"Baseline {name}",
         version=__version__,
-        teacher=config.teacher.model,
-        teacher_fingerprint=index["spec"]["teacher"],
+        teachers=", ".join(f"`{teacher.model}`" for teacher in config.asked_teachers.values()),
+        teacher_rows="\n".join(_teacher_rows(config, index)),
         licence=f"\nlicense: {config.export.licence}" if config.export.licence else "",
         student=_origin(config.student),
         objectives=objectives if distilled else "1 × sequence_ce",
@@ -64,6 +65,21 @@ def model_card(name: str, config: RunConfig, index: dict[str, Any]) -> str:
         top_k=config.capture.top_k,
         **config.train.model_dump(include={"epochs", "lr", "tokens_per_step", "zero_stage"}),
     )
+
+
+def _teacher_rows(config: RunConfig, index: dict[str, Any]) -> Iterator[str]:
+    captures = {capture["name"]: capture for capture in index.get("captures", ())}
+    for name, teacher in config.asked_teachers.items():
+        capture = captures.get(name)
+        if len(config.asked_teachers) == 1:
+            yield f"| teacher | `{teacher.model}`, fingerprint `{index['spec']['teacher']}` |"
+        elif capture is None:
+            yield f"| teacher {name} | `{teacher.model}`, no record |"
+        else:
+            yield (
+                f"| teacher {name} | `{teacher.model}`, fingerprint `{capture['spec']['teacher']}`,"
+                f" {capture['records']} records |"
+            )
 
 
 def _origin(student: StudentConfig) -> str:

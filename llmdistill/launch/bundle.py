@@ -79,6 +79,7 @@ def _require_shared(config: RunConfig) -> None:
         )
     for key, model in (
         ("teacher.model", config.teacher.model),
+        *((f"teachers.{name}.model", teacher.model) for name, teacher in config.teachers.items()),
         ("student.model", config.student.model),
         ("objectives: self_distillation.model", earlier_student(config.objectives)),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmdistill.config.prompts import MAIN_TEACHER
 from llmdistill.config.run import RunConfig
 from llmdistill.errors import ConfigError
 
@@ -20,17 +21,12 @@ def require_gpus(config: RunConfig, *, capture: int, train: int, node: int, aske
         ConfigError: the fleet or the trainers do not fit.
 
     """
-    teacher = config.teacher
-    replicas = 1 if teacher.replicas == "auto" else teacher.replicas
-    needs = (
-        (
-            f"teacher.replicas {replicas} × tensor_parallel {teacher.tensor_parallel}",
-            replicas * teacher.tensor_parallel,
-            capture,
-        ),
-        (f"train.workers {config.train.workers}", config.train.workers, train),
-        (f"teacher.tensor_parallel {teacher.tensor_parallel}, on one node,", teacher.tensor_parallel, node),
-    )
+    needs = [(f"train.workers {config.train.workers}", config.train.workers, train)]
+    for name, teacher in config.asked_teachers.items():
+        key = name if name == MAIN_TEACHER else f"teachers.{name}"
+        replicas, width = 1 if teacher.replicas == "auto" else teacher.replicas, teacher.tensor_parallel
+        needs.append((f"{key}.replicas {replicas} × tensor_parallel {width}", replicas * width, capture))
+        needs.append((f"{key}.tensor_parallel {width}, on one node,", width, node))
     for what, needed, there in needs:
         if there and needed > there:
             raise ConfigError(

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from llmdistill.cluster import CAPTURE, TRAIN
 from llmdistill.config.cluster import KubernetesConfig
 from llmdistill.config.run import RunConfig
+from llmdistill.config.teacher import TeacherConfig
 from llmdistill.errors import ClusterError, ConfigError
 from llmdistill.launch.bundle import CONFIG, make_bundle
 from llmdistill.launch.fits import require_gpus
@@ -42,11 +43,12 @@ def manifests(config: RunConfig, suffix: str) -> str:
         node=kubernetes.capture.gpus,
         asked="cluster.kubernetes (max_replicas × gpus)",
     )
-    if config.teacher.replicas == "auto":
-        # The autoscaler brings what is asked for, so that a number has to be.
-        per_pod = kubernetes.capture.gpus // config.teacher.tensor_parallel
-        teacher = config.teacher.model_copy(update={"replicas": per_pod * kubernetes.capture.max_replicas})
-        config = config.model_copy(update={"teacher": teacher})
+    config = config.model_copy(
+        update={
+            "teacher": _with_number(config.teacher, kubernetes),
+            "teachers": {name: _with_number(teacher, kubernetes) for name, teacher in config.teachers.items()},
+        }
+    )
     files = make_bundle(config, BUNDLE_BYTES, {"address": "auto", "autoscaling": True, "nodes": 1}, MOUNT)
     return render(
         "k8s/rayjob.yaml.jinja",
@@ -59,6 +61,14 @@ def manifests(config: RunConfig, suffix: str) -> str:
         config=CONFIG,
         ray_version=version("ray"),
     )
+
+
+def _with_number(teacher: TeacherConfig, kubernetes: KubernetesConfig) -> TeacherConfig:
+    """With a number of replicas: the autoscaler brings what is asked for, so that a number has to be."""
+    if teacher.replicas != "auto":
+        return teacher
+    per_pod = kubernetes.capture.gpus // teacher.tensor_parallel
+    return teacher.model_copy(update={"replicas": per_pod * kubernetes.capture.max_replicas})
 
 
 def job_name(config: RunConfig, suffix: str) -> str:

@@ -21,6 +21,7 @@ def deep_supervision(
     vocabulary_size: int | None = None,
     measure_gradients: bool = False,
     softcap: float | None = None,
+    row_weights_R: torch.Tensor | None = None,
 ) -> HeadSums:
     """Predictions of intermediate layers learn from those of the last one, through the same head.
 
@@ -35,6 +36,7 @@ def deep_supervision(
         vocabulary_size: see `chunked_head`.
         measure_gradients: see `chunked_head`.
         softcap: see `chunked_head`.
+        row_weights_R: see `Targets`.
 
     Returns:
         mean over the layers.
@@ -42,6 +44,7 @@ def deep_supervision(
     """
     targets = HeadTargets(
         actual_ids_R=actual_ids_R,
+        row_weights_R=row_weights_R,
         hidden_RD=final_RD.detach(),
         head_weight=weight_VD.detach()[:vocabulary_size],
         softcap=softcap,

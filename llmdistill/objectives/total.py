@@ -1,13 +1,13 @@
 """The weighted total of a step, and the one place where values per row are reduced.
 
-total = Σ_objective weight · Σ_rows T² · row weight · value / (supervised rows of the whole step)
+total = Σ_objective weight · Σ_rows T² · row weight · value / (Σ row weight of the whole step)
 
 An objective that looks at some text only has the value 0 on all other rows.
 
-The denominator counts the rows of all ranks and all micro-batches; whoever knows the whole step passes it in, so that
-neither ranks nor accumulation change the result. T² stands here and nowhere else: the gradient of a softmax at
-temperature T is 1/T² of the one at 1, and the factor keeps the balance of the objectives (Hinton et al. 2015,
-arXiv 1503.02531, section 2).
+The denominator is over the supervised rows of all ranks and all micro-batches, and their number where nothing weighs
+them; whoever knows the whole step passes it in, so that neither ranks nor accumulation change the result. T² stands
+here and nowhere else: the gradient of a softmax at temperature T is 1/T² of the one at 1, and the factor keeps the
+balance of the objectives (Hinton et al. 2015, arXiv 1503.02531, section 2).
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def check_rows(config: RunConfig, facts: Facts) -> list[Finding]:
 
 def check_lengths(config: RunConfig, facts: Facts) -> list[Finding]:
     """Rows against `teacher.max_model_len`, and records against `train.sequence_length`."""
-    if facts.corpus is None:
+    if facts.corpus is None or not facts.corpus.lengths:
         return []
     return [*_against_model_length(config, facts.corpus), *_against_sequence_length(config, facts.corpus)]
 

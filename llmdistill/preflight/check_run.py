@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,6 +53,9 @@ def check_output(config: RunConfig, facts: Facts) -> list[Finding]:
     if output.config is None:
         return [ok("output", f"{output.path}: nothing there yet" if not output.shards else f"{output.path}: a cache")]
     differing = _differences(output.config, config.model_dump(mode="json"))
+    for name, old in output.config.get("teachers", {}).items():
+        if name not in config.teachers:
+            differing[f"teachers.{name}.model"] = (old["model"], None)
     blocking = {
         key: pair
         for key, pair in differing.items()
@@ -78,6 +82,7 @@ def check_output(config: RunConfig, facts: Facts) -> list[Finding]:
 
 
 def _of_cache(key: str, config: RunConfig) -> bool:
+    key = re.sub(r"^teachers\.[^.]+\.", "teacher.", key)
     if key in _FREE:
         return False
     return key.startswith(_CACHE_KEYS) or (config.prompts.mode == "generate" and key.startswith(_SAMPLING))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from llmdistill.config.run import RunConfig
+from llmdistill.config.teacher import TeacherConfig
 from llmdistill.preflight.facts import CorpusFacts
 from llmdistill.types import CaptureSpec
 
@@ -38,10 +39,19 @@ def sample_corpus(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Corp
     more, exact = _count(rows)
     picked = _spread(scanned, SAMPLED_ROWS)
     # One request a prompt, and none refused for its length.
-    sampling = config.teacher.sampling.model_copy(update={"samples": 1})
-    teacher = config.teacher.model_copy(update={"sampling": sampling, "max_model_len": _UNLIMITED})
-    spec = CaptureSpec(config.prompts.mode, "top_k", 1, len(tokenizer), "", "", "", "")
-    corpus = make_requests(picked, tokenizer, config.prompts, teacher, spec)
+    asked = {
+        name: (
+            teacher.model_copy(
+                update={
+                    "sampling": teacher.sampling.model_copy(update={"samples": 1}),
+                    "max_model_len": _UNLIMITED,
+                }
+            ),
+            spec,
+        )
+        for name, (teacher, spec) in _asked(config, tokenizer).items()
+    }
+    corpus = make_requests(picked, tokenizer, config.prompts, asked)
     requests = corpus.requests
     return CorpusFacts(
         rows=len(scanned) + more,
@@ -51,6 +61,7 @@ def sample_corpus(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Corp
         supervised=tuple(sum(request.supervised or ()) for request in requests),
         sources=tuple(request.source for request in requests),
         rejected=tuple((row.source, row.reason) for row in corpus.rejected),
+        teachers=tuple(request.teacher for request in requests),
     )
 
 
@@ -60,12 +71,19 @@ def sample_token_ids(config: RunConfig, tokenizer: PreTrainedTokenizerBase, coun
     from llmdistill.prompts.requests import make_requests
 
     picked = _spread(list(itertools.islice(read_prompts(config.prompts), SCANNED_ROWS)), count)
-    spec = CaptureSpec(config.prompts.mode, "top_k", 1, len(tokenizer), "", "", "", "")
-    requests = make_requests(picked, tokenizer, config.prompts, config.teacher, spec).requests
+    requests = make_requests(picked, tokenizer, config.prompts, _asked(config, tokenizer)).requests
     return [
         (list(request.token_ids), len(request.token_ids) - sum(request.supervised or ()))
         for request in {request.token_ids: request for request in requests}.values()
     ]
+
+
+def _asked(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, tuple[TeacherConfig, CaptureSpec]]:
+    """The teachers with specs that differ by their names alone: fingerprints need the weights."""
+    return {
+        name: (teacher, CaptureSpec(config.prompts.mode, "top_k", 1, len(tokenizer), name, "", "", ""))
+        for name, teacher in config.asked_teachers.items()
+    }
 
 
 def _spread(rows: Sequence[_Row], count: int) -> list[_Row]:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from llmdistill.config.run import RunConfig
 from llmdistill.errors import ClusterError, ConfigError, DataError, LLMDistillError
-from llmdistill.preflight.check_corpus import check_lengths, check_rows
+from llmdistill.preflight.check_corpus import check_rows
 from llmdistill.preflight.check_machine import (
     check_compiler,
     check_disk,
@@ -28,6 +28,7 @@ from llmdistill.preflight.check_models import (
 )
 from llmdistill.preflight.check_rounds import check_rounds
 from llmdistill.preflight.check_run import check_batch, check_output
+from llmdistill.preflight.check_teachers import check_teachers, teacher_views
 from llmdistill.preflight.check_tokenizers import check_ends, check_template, check_tokenizers, check_vocabulary
 from llmdistill.preflight.corpus import sample_corpus
 from llmdistill.preflight.facts import Facts
@@ -51,7 +52,6 @@ CHECKS: tuple[Check, ...] = (
     check_student,
     check_weights,
     check_rows,
-    check_lengths,
     check_rounds,
     check_processors,
     check_vllm,
@@ -94,6 +94,7 @@ def examine(config: RunConfig, paths: Paths) -> Report:
     started = time.monotonic()
     gathered, facts = gather(config, paths)
     findings = [*gathered, *(finding for check in CHECKS for finding in check(config, facts))]
+    findings += check_teachers(config, facts)
     findings += _with_volume(config, facts)
     findings += self_test(config)
     return Report(tuple(findings), time.monotonic() - started)
@@ -105,6 +106,10 @@ def gather(config: RunConfig, paths: Paths) -> tuple[list[Finding], Facts]:
     teacher = tokenizer = student = corpus = machine = None
     with _into(findings, "teacher"):
         teacher, tokenizer = teacher_facts(config.teacher.model)
+    further = {}
+    for name, asked in config.teachers.items():
+        with _into(findings, f"teacher {name}"):
+            further[name] = teacher_facts(asked.model, f"teachers.{name}")[0]
     if teacher is not None:
         with _into(findings, "student"):
             student = student_facts(config.student, teacher)
@@ -116,7 +121,7 @@ def gather(config: RunConfig, paths: Paths) -> tuple[list[Finding], Facts]:
     output = output_facts(paths.output, paths.resolved_config, paths.shards, paths.checkpoints)
     from llmdistill.trainer.engine import deepspeed_config
 
-    return findings, Facts(teacher, student, corpus, machine, output, deepspeed_config(config.train))
+    return findings, Facts(teacher, student, corpus, machine, output, deepspeed_config(config.train), further)
 
 
 def _with_volume(config: RunConfig, facts: Facts) -> list[Finding]:
@@ -133,8 +138,12 @@ def _with_volume(config: RunConfig, facts: Facts) -> list[Finding]:
     with _into(findings, "models"):
         counted = model_size(student.config, "student")
         findings += check_disk(config, facts, cache, model_files(config, counted.parameters))
-        large = model_size(teacher.config, "teacher.model")
-        findings += check_memory(config, facts, large, counted, student.config)
+        for number, view in enumerate(teacher_views(config, facts)):
+            if view.facts.teacher is not None:
+                large = model_size(view.facts.teacher.config, f"{view.key}.model")
+                found = check_memory(view.config, facts, large, counted, student.config)
+                # The training is the same beside every one of them.
+                findings += view.named(found if number == 0 else found[:1])
     return findings
 
 

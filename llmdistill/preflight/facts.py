@@ -6,7 +6,7 @@ Nothing here looks anything up, so a test can make any machine and any model.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -74,6 +74,21 @@ class CorpusFacts:
     """`file:line` of each usable row."""
     rejected: tuple[tuple[str, str], ...] = ()
     """`file:line` and reason of each row of the sample that cannot be used."""
+    teachers: tuple[str, ...] = ()
+    """Who will answer each usable row; empty: one teacher answers all."""
+
+    def of_teacher(self, name: str) -> CorpusFacts:
+        """The same with those usable rows alone that one teacher answers."""
+        if not self.teachers:
+            return self
+        kept = [index for index, teacher in enumerate(self.teachers) if teacher == name]
+        return replace(
+            self,
+            lengths=tuple(self.lengths[index] for index in kept),
+            supervised=tuple(self.supervised[index] for index in kept),
+            sources=tuple(self.sources[index] for index in kept),
+            teachers=(name,) * len(kept),
+        )
 
     @property
     def usable_rows(self) -> int:
@@ -161,3 +176,5 @@ class Facts:
     output: OutputFacts
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
     """The dictionary that DeepSpeed will get."""
+    further: Mapping[str, ModelFacts] = field(default_factory=dict)
+    """Name → teachers besides `teacher`, as far as something could be found out."""

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
-def teacher_facts(model: str) -> tuple[ModelFacts, PreTrainedTokenizerBase | None]:
-    """The teacher, and its tokenizer for rendering prompts.
+def teacher_facts(model: str, key: str = "teacher") -> tuple[ModelFacts, PreTrainedTokenizerBase | None]:
+    """A teacher, and its tokenizer for rendering prompts; `key` is its section in the configuration.
 
     Raises:
         ConfigError: there is no such model.
         DataError: its config.json or its tokenizer cannot be read.
 
     """
-    return _model_facts(model, "teacher.model")
+    return _model_facts(model, f"{key}.model")
 
 
 def student_facts(student: StudentConfig, teacher: ModelFacts) -> ModelFacts:

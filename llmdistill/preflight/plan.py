@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmdistill.config.prompts import MAIN_TEACHER
 from llmdistill.config.run import RunConfig
 from llmdistill.errors import DataError
 from llmdistill.preflight.corpus import sample_corpus
@@ -28,7 +29,7 @@ from llmdistill.preflight.hardware import ACCELERATORS, Hardware, this_cpu
 from llmdistill.preflight.machine import cores, memory_bytes
 from llmdistill.preflight.models import student_facts, teacher_facts
 from llmdistill.preflight.parameters import ModelSize, model_size
-from llmdistill.preflight.volume import Volume, cache_size, capture_spec, corpus_volume, model_files
+from llmdistill.preflight.volume import Volume, added, cache_size, capture_spec, model_files, teacher_volumes
 from llmdistill.trainer.memory import STAGES
 
 TENSOR_PARALLEL = (1, 2, 4, 8)
@@ -86,29 +87,49 @@ def make_plan(config: RunConfig, output: Path, options: Options) -> dict[str, An
         len(tokenizer),
     )
     corpus = sample_corpus(config, tokenizer)
-    volume = corpus_volume(config, corpus)
-    if not volume.tokens:
+    volumes = {name: one for name, one in teacher_volumes(config, corpus).items() if one.tokens}
+    if not volumes:
         raise DataError(
             f"none of {len(corpus.lengths)} sampled rows fits teacher.max_model_len {config.teacher.max_model_len}",
             where=corpus.sources[0],
             fix="raise teacher.max_model_len",
         )
     if options.tokens is not None:
-        volume = volume.scaled(options.tokens)
+        factor = options.tokens / added(volumes.values()).tokens
+        volumes = {name: one.scaled(factor * one.tokens) for name, one in volumes.items()}
+    volume = added(volumes.values())
     hardware = (*ACCELERATORS, this_cpu(cores(), memory_bytes()))
+    sizes = _teacher_sizes(config, models.teacher)
+    teachers = {
+        name: _teacher(
+            config.model_copy(update={"teacher": config.asked_teachers[name]}), sizes[name], own, hardware, options
+        )
+        for name, own in volumes.items()
+    }
     document = {
         "models": {
-            "teacher": _model(config.teacher.model, models.teacher),
+            **{name: _model(config.asked_teachers[name].model, model) for name, model in sizes.items()},
             "student": _model(student.name, models.student),
         },
         "tokens": _tokens(corpus, volume),
         "cache": _cache(config, volume, models, output),
-        "teacher": _teacher(config, models.teacher, volume, hardware, options),
+        "teacher": _all_teachers(teachers),
+        **({"teachers": teachers} if len(teachers) > 1 else {}),
         "training": _training(config, models, volume, hardware, options),
         "assumptions": _assumptions(config, options, hardware),
     }
     document["cost"] = _cost(document, options)
     return document
+
+
+def _teacher_sizes(config: RunConfig, first: ModelSize) -> dict[str, ModelSize]:
+    """Sizes of the teachers that answer prompts; `first` is that of the section `teacher`."""
+    return {
+        name: first
+        if name == MAIN_TEACHER
+        else model_size(teacher_facts(asked.model, f"teachers.{name}")[0].config, f"teachers.{name}.model")
+        for name, asked in config.asked_teachers.items()
+    }
 
 
 def _model(name: str, model: ModelSize) -> dict[str, Any]:
@@ -179,6 +200,18 @@ def _teacher(
         },
         "memory_by_tensor_parallel": sizes,
     }
+
+
+def _all_teachers(teachers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """FLOPs and hours of all together, since they work one after the other; of a single one everything."""
+    found = list(teachers.values())
+    if len(found) == 1:
+        return found[0]
+    hours = {
+        key: {name: sum(one[key][name] for one in found) for name in found[0][key]}
+        for key in ("hours", "live_epoch_hours")
+    }
+    return {"mode": found[0]["mode"], "flops": sum(one["flops"] for one in found), **hours}
 
 
 def _teacher_memory(config: RunConfig, memory: TeacherMemory) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from llmdistill.preflight.tables import table
 
 def plan_tables(plan: dict[str, Any]) -> list[Table]:
     """All tables, in reading order."""
-    tables = [_volume(plan), _hours(plan), _teacher_memory(plan), _training_memory(plan), _assumptions(plan)]
+    memory = [_teacher_memory(name, one) for name, one in plan.get("teachers", {"": plan["teacher"]}).items()]
+    tables = [_volume(plan), _hours(plan), *memory, _training_memory(plan), _assumptions(plan)]
     return [*tables, _measured(plan["measured"])] if "measured" in plan else tables
 
 
@@ -88,9 +89,9 @@ def _time(hours: float) -> str:
     return f"{hours * 60:.1f} min" if hours * 60 >= 0.1 else f"{hours * 3600:.2g} s"
 
 
-def _teacher_memory(plan: dict[str, Any]) -> Table:
+def _teacher_memory(name: str, teacher: dict[str, Any]) -> Table:
     rows = []
-    for parallel, memory in plan["teacher"]["memory_by_tensor_parallel"].items():
+    for parallel, memory in teacher["memory_by_tensor_parallel"].items():
         if memory.get("fault"):
             rows.append([parallel, memory["fault"], "", "", ""])
             continue
@@ -104,7 +105,7 @@ def _teacher_memory(plan: dict[str, Any]) -> Table:
             ]
         )
     columns = ("tensor parallel", "weights", "KV cache, full batch", "log-probabilities", "fits")
-    return table("Teacher: memory of each GPU", columns, rows)
+    return table(f"Teacher{f' {name}' if name else ''}: memory of each GPU", columns, rows)
 
 
 def _training_memory(plan: dict[str, Any]) -> Table:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from llmdistill.cache.size import CacheCounts, cache_bytes
 from llmdistill.config.run import RunConfig
+from llmdistill.config.teacher import TeacherConfig
 from llmdistill.preflight.facts import CorpusFacts
 from llmdistill.types import CaptureSpec
 
@@ -42,11 +44,28 @@ class Volume:
 
 
 def corpus_volume(config: RunConfig, corpus: CorpusFacts) -> Volume:
-    """The volume of the corpus: the mean of the sample's rows that fit, times their number."""
-    generate = config.prompts.mode == "generate"
-    new = config.teacher.sampling.max_new_tokens if generate else 0
-    samples = config.teacher.sampling.samples if generate else 1
-    limit = config.teacher.max_model_len - (new if generate else 1)
+    """The volume of the corpus, of all teachers together."""
+    return added(teacher_volumes(config, corpus).values())
+
+
+def teacher_volumes(config: RunConfig, corpus: CorpusFacts) -> dict[str, Volume]:
+    """The volume of each teacher that is asked."""
+    return {
+        name: _volume(teacher, config.prompts.mode == "generate", corpus.of_teacher(name))
+        for name, teacher in config.asked_teachers.items()
+    }
+
+
+def added(volumes: Collection[Volume]) -> Volume:
+    """The sum."""
+    return Volume(*(sum(getattr(one, item.name) for one in volumes) for item in dataclasses.fields(Volume)))
+
+
+def _volume(teacher: TeacherConfig, generate: bool, corpus: CorpusFacts) -> Volume:
+    """The mean of the sample's rows that fit, times their number."""
+    new = teacher.sampling.max_new_tokens if generate else 0
+    samples = teacher.sampling.samples if generate else 1
+    limit = teacher.max_model_len - (new if generate else 1)
     fitting = [index for index, length in enumerate(corpus.lengths) if length <= limit]
     share = len(fitting) / max(corpus.sampled, 1)
     records = corpus.rows * share * samples

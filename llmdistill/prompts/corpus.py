@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from llmdistill.config.prompts import PromptsConfig, SourceConfig
@@ -110,7 +111,8 @@ def _rows(source: SourceConfig, columns: _ColumnsSeen, reference: str | None) ->
             continue
         for item_where, item in items:
             try:
-                yield conversation(item, source.columns, item_where)
+                row = conversation(item, source.columns, item_where)
+                yield replace(row, source_name=source.known_as, answered_by=source.answered_by)
             except BadRowError as error:
                 yield RejectedRow(item_where, str(error))
             except RecursionError:

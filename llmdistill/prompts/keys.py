@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,6 +72,17 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     digest.update(json.dumps(tokenizer.chat_template).encode())
     return digest.hexdigest()
+
+
+def id_difference(ours: Mapping[str, int], theirs: Mapping[str, int]) -> str:
+    """The first difference of two maps from tokens to ids, in words; empty where they are equal."""
+    differing = {token for token, number in (ours.items() ^ theirs.items())}
+    if not differing:
+        return ""
+    ids = {token: ours.get(token, theirs.get(token, 0)) for token in differing}
+    first = min(differing, key=lambda token: (ids[token], token))
+    said = [f"has the id {known[first]}" if first in known else "does not exist" for known in (ours, theirs)]
+    return f"{len(differing):,} tokens differ, the first is {first!r}: it {said[0]} there and {said[1]} here"
 
 
 def spec_fingerprint(spec: CaptureSpec) -> bytes:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from llmdistill.config.prompts import PromptsConfig
+from llmdistill.config.prompts import MAIN_TEACHER, PromptsConfig
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.errors import ConfigError, DataError
 from llmdistill.prompts.decontamination import EvaluationData
@@ -16,6 +16,7 @@ from llmdistill.prompts.keys import record_key, sampling_seed, spec_fingerprint,
 from llmdistill.prompts.length import fitting
 from llmdistill.prompts.rejects import BadRowError, DroppedRowError, RejectedRow
 from llmdistill.prompts.render import Rendered, Renderer
+from llmdistill.prompts.routing import choose_teacher
 from llmdistill.prompts.shapes import PromptRow
 from llmdistill.types import CaptureSpec, Request
 
@@ -57,19 +58,17 @@ def make_requests(
     rows: Iterable[PromptRow | RejectedRow],
     tokenizer: PreTrainedTokenizerBase,
     prompts: PromptsConfig,
-    teacher: TeacherConfig,
-    spec: CaptureSpec,
+    teachers: Mapping[str, tuple[TeacherConfig, CaptureSpec]],
     with_references: bool = False,
     with_origins: bool = False,
 ) -> Corpus:
     """Token ids and keys of all rows, in order.
 
     Args:
-        rows: of the corpus.
-        tokenizer: the teacher's.
+        rows: of `read_prompts`.
+        tokenizer: of all teachers.
         prompts: the configuration.
-        teacher: lengths and sampling.
-        spec: of the cache.
+        teachers: name → how it samples and its longest sequence, and what is captured of it; all that rows name.
         with_references: keep the wanted answers, which no teacher sees.
         with_origins: keep the rows.
 
@@ -78,7 +77,7 @@ def make_requests(
         ConfigError: the chat template does not take the arguments given, or needs a date.
 
     """
-    maker = _Maker(tokenizer, prompts, teacher, spec)
+    maker = _Maker(tokenizer, prompts, teachers)
     requests: dict[bytes, Request] = {}
     corpus = Corpus([], [])
     for row in rows:
@@ -105,22 +104,33 @@ def make_requests(
     return corpus
 
 
+class _Asked:
+    """What decides the requests of one teacher."""
+
+    def __init__(self, name: str, teacher: TeacherConfig, spec: CaptureSpec, generate: bool) -> None:
+        self.name, self.sampling = name, teacher.sampling
+        self.common = spec_fingerprint(spec)
+        new = teacher.sampling.max_new_tokens if generate else 1
+        self.limit = teacher.max_model_len - new
+        key = name if name == MAIN_TEACHER else f"teachers.{name}"
+        if self.limit < 1:
+            raise ConfigError(
+                f"{teacher.max_model_len} leaves no token for prompts beside {new} new ones",
+                where=f"{key}.max_model_len",
+            )
+        self.limit_is = f"{key}.max_model_len {teacher.max_model_len} less {new} new leaves {self.limit}"
+
+
 class _Maker:
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, prompts: PromptsConfig, teacher: TeacherConfig, spec: CaptureSpec
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: PromptsConfig,
+        teachers: Mapping[str, tuple[TeacherConfig, CaptureSpec]],
     ) -> None:
         self._renderer = Renderer(tokenizer, prompts)
         self._prompts = prompts
-        self._sampling = teacher.sampling
-        self._common = spec_fingerprint(spec)
-        new = teacher.sampling.max_new_tokens if prompts.mode == "generate" else 1
-        self._limit = teacher.max_model_len - new
-        if self._limit < 1:
-            raise ConfigError(
-                f"{teacher.max_model_len} leaves no token for prompts beside {new} new ones",
-                where="teacher.max_model_len",
-            )
-        self._limit_is = f"teacher.max_model_len {teacher.max_model_len} less {new} new leaves {self._limit}"
+        self._teachers = {name: _Asked(name, *one, prompts.mode == "generate") for name, one in teachers.items()}
         self._evaluation = EvaluationData(prompts.decontamination) if prompts.decontamination else None
         self._near = NearDuplicates(prompts.near_duplicates) if prompts.near_duplicates else None
 
@@ -129,11 +139,12 @@ class _Maker:
     ) -> tuple[list[Request], tuple[str, ...], dict[bytes, Origin]]:
         """Add the requests of a row; returns them, what was changed to make them, and their origins."""
         row = self._renderer.asked(row)
-        found = fitting(row, self._renderer, self._limit, self._prompts.length, self._limit_is)
+        teacher = self._teachers[choose_teacher(row, row.answered_by)]
+        found = fitting(row, self._renderer, teacher.limit, self._prompts.length, teacher.limit_is)
         origins: dict[bytes, Origin] = {}
         made: list[Request] = []
         for place, record in enumerate(found.records):
-            of_record = list(self._requests_of(record, row.source))
+            of_record = list(_requests_of(record, row, teacher))
             origins.update((request.key, Origin(found.row, place, len(found.records))) for request in of_record)
             made += of_record
         fresh = [request for request in made if request.key not in requests]
@@ -147,13 +158,15 @@ class _Maker:
         shared = (SHARED_TURNS,) if len(fresh) < len(made) else ()
         return fresh, (*row.changes, *found.changes, *shared), origins
 
-    def _requests_of(self, record: Rendered, source: str) -> Iterator[Request]:
-        token_ids, prompt_length = record.token_ids, record.prompt_length
-        split = split_hash(token_ids[:prompt_length] if prompt_length > 1 else token_ids)
-        if record.supervised is not None:
-            key = record_key(self._common, token_ids, supervised=record.supervised)
-            yield Request(key, token_ids, source, supervised=record.supervised, split=split)
-            return
-        for sample in range(self._sampling.samples):
-            seed = sampling_seed(self._sampling.seed, token_ids, sample)
-            yield Request(record_key(self._common, token_ids, seed), token_ids, source, seed, split=split)
+
+def _requests_of(record: Rendered, row: PromptRow, teacher: _Asked) -> Iterator[Request]:
+    token_ids, prompt_length = record.token_ids, record.prompt_length
+    split = split_hash(token_ids[:prompt_length] if prompt_length > 1 else token_ids)
+    if record.supervised is not None:
+        key = record_key(teacher.common, token_ids, supervised=record.supervised)
+        yield Request(key, token_ids, row.source, None, record.supervised, split, row.source_name, teacher.name)
+        return
+    for sample in range(teacher.sampling.samples):
+        seed = sampling_seed(teacher.sampling.seed, token_ids, sample)
+        key = record_key(teacher.common, token_ids, seed)
+        yield Request(key, token_ids, row.source, seed, None, split, row.source_name, teacher.name)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from llmdistill.config.prompts import PromptsConfig
+from llmdistill.config.prompts import MAIN_TEACHER, PromptsConfig
 from llmdistill.config.rounds import RoundsConfig
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.errors import ConfigError
@@ -41,7 +41,7 @@ def training_prompts(
     """
     asked = prompts.model_copy(update={"mode": "generate"})
     once = writer.model_copy(update={"sampling": writer.sampling.model_copy(update={"samples": 1})})
-    requests = make_requests(read_prompts(asked), tokenizer, asked, once, spec).requests
+    requests = make_requests(read_prompts(asked), tokenizer, asked, {MAIN_TEACHER: (once, spec)}).requests
     first_held_out = int(prompts.held_out * 2**64)
     found = [request for request in requests if request.split >= first_held_out]
     if len(found) < rounds.prompts:

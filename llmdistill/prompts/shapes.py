@@ -7,9 +7,10 @@ Columns that belong to no format are ignored.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from llmdistill.config.prompts import MAIN_TEACHER
 from llmdistill.prompts.dialogue import Message, check_order, decoded, normalise_messages, require_text, without_nulls
 from llmdistill.prompts.rejects import BadRowError, shortened
 
@@ -45,6 +46,10 @@ class PromptRow:
     """What of the row is not used, though the row is."""
     reference: str | None = None
     """The wanted answer, for evaluation: of the column named for it, else what the conversation ends with."""
+    source_name: str = ""
+    """`SourceConfig.known_as` of its source."""
+    answered_by: Mapping[str, float] = field(default_factory=lambda: {MAIN_TEACHER: 1.0})
+    """`SourceConfig.answered_by` of its source."""
 
 
 def expanded(

@@ -32,6 +32,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from llmdistill.cache.shard import Compression
+from llmdistill.config.prompts import MAIN_TEACHER
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.errors import ClusterError, EngineError, LLMDistillError
 from llmdistill.teacher import placement
@@ -66,9 +67,10 @@ def run_fleet(
     total: int | None = None,
     report: FleetReport | None = None,
     make_filter: FilterFactory | None = None,
+    name: str = MAIN_TEACHER,
 ) -> FleetReport:
     """Get a record for every request, on the connected cluster; arguments as of `Fleet` and `Fleet.run`."""
-    with Fleet(make_engine, teacher, make_filter) as fleet:
+    with Fleet(make_engine, teacher, make_filter, name) as fleet:
         return fleet.run(requests, Target(cache, spec, compression), on_progress, total, report)
 
 
@@ -82,14 +84,19 @@ class Fleet:
         make_engine: makes a replica's engine, in the replica's process.
         teacher: sizes of the fleet.
         make_filter: makes what drops responses, in the replica's process; its settings are `teacher.filters`.
+        name: of the teacher, for metrics.
 
     """
 
     def __init__(
-        self, make_engine: EngineFactory, teacher: TeacherConfig, make_filter: FilterFactory | None = None
+        self,
+        make_engine: EngineFactory,
+        teacher: TeacherConfig,
+        make_filter: FilterFactory | None = None,
+        name: str = MAIN_TEACHER,
     ) -> None:
         self._teacher = teacher
-        self._arguments = (make_engine, make_filter)
+        self._arguments = (make_engine, make_filter, name)
         self._replicas: _Replicas | None = None
 
     def __enter__(self) -> Self:
@@ -169,8 +176,11 @@ def _without_passed_over(
     requests: Sequence[Request], teacher: TeacherConfig, cache: Path, report: FleetReport
 ) -> list[Request]:
     """The requests that earlier calls have not given up; the others are counted in the report."""
-    filters = fingerprint(teacher.filters)
-    report.passed_over = [entry for entry in read_passed_over(cache) if entry.filters in ("", filters)]
+    filters, asked = fingerprint(teacher.filters), {request.key for request in requests}
+    # What other teachers' filters dropped stays in the file; of our own responses, other filters dropped them before.
+    report.passed_over = [
+        entry for entry in read_passed_over(cache) if entry.filters in ("", filters) or entry.key not in asked
+    ]
     entries = {entry.key: entry for entry in report.passed_over}
     for entry in [entries[request.key] for request in requests if request.key in entries]:
         (report.filtered if entry.filters else report.rejected).append(entry.row)
@@ -235,9 +245,11 @@ class _Replicas:
     report: FleetReport
     dispatcher: Dispatcher
 
-    def __init__(self, teacher: TeacherConfig, make_engine: EngineFactory, make_filter: FilterFactory | None) -> None:
+    def __init__(
+        self, teacher: TeacherConfig, make_engine: EngineFactory, make_filter: FilterFactory | None, name: str
+    ) -> None:
         self._arguments = (make_engine, make_filter)
-        self._metrics = FleetMetrics()
+        self._metrics = FleetMetrics(name)
         self._filters = fingerprint(teacher.filters)
         self._teacher = teacher
         self._target: Target | None = None

@@ -17,15 +17,16 @@ from llmdistill.teacher.replica import UnitResult
 
 _SECONDS = [0.1, 1.0, 10.0, 60.0, 600.0, 3600.0]
 _PAUSE_SECONDS = 10.0
-_TAG = "replica"
+_TAGS = ("teacher", "replica")
 
 
 class FleetMetrics:
-    """Counters of one fleet, by replica; Ray must be connected."""
+    """Counters of one fleet, by teacher and replica; Ray must be connected."""
 
-    def __init__(self) -> None:
+    def __init__(self, teacher: str) -> None:
+        self._teacher = teacher
         self._counters = {
-            name: Counter(f"llmdistill_{name}", description=text, tag_keys=(_TAG,))
+            name: Counter(f"llmdistill_{name}", description=text, tag_keys=_TAGS)
             for name, text in (
                 ("records", "Records committed"),
                 ("tokens", "Tokens of records committed, prompt and response"),
@@ -38,13 +39,13 @@ class FleetMetrics:
             )
         }
         self._seconds = Histogram(
-            "llmdistill_unit_seconds", "Seconds from giving a unit out to its commit", _SECONDS, tag_keys=(_TAG,)
+            "llmdistill_unit_seconds", "Seconds from giving a unit out to its commit", _SECONDS, tag_keys=_TAGS
         )
 
     def count(self, name: str, replica: int, count: int = 1) -> None:
         """Add to a counter."""
         if count:
-            self._counters[name].inc(count, {_TAG: str(replica)})
+            self._counters[name].inc(count, self._tags(replica))
 
     def add(self, replica: int, result: UnitResult, seconds: float) -> None:
         """Count a finished unit and the time that it took."""
@@ -52,14 +53,24 @@ class FleetMetrics:
             self.count(name, replica, getattr(result, name))
         self.count("rejected", replica, len(result.rejected))
         self.count("filtered", replica, len(result.filtered))
-        self._seconds.observe(seconds, {_TAG: str(replica)})
+        self._seconds.observe(seconds, self._tags(replica))
+
+    def _tags(self, replica: int) -> dict[str, str]:
+        return {"teacher": self._teacher, "replica": str(replica)}
 
 
 class MetricsLines:
-    """Appends the state of a report to metrics.jsonl, every ten seconds and at the end."""
+    """Appends the state of a report to metrics.jsonl, every ten seconds and at the end.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        teacher: name of the teacher that the report is of.
+
+    """
+
+    def __init__(self, path: Path, teacher: str) -> None:
         self._path = path
+        self._teacher = teacher
         self._next = time.monotonic() + _PAUSE_SECONDS
 
     def write(self, report: FleetReport, last: bool = False) -> None:
@@ -67,4 +78,4 @@ class MetricsLines:
         if last or time.monotonic() >= self._next:
             self._next = time.monotonic() + _PAUSE_SECONDS
             with self._path.open("a") as stream:
-                stream.write(json.dumps({"stage": "generate", **report.figures()}) + "\n")
+                stream.write(json.dumps({"stage": "generate", "teacher": self._teacher, **report.figures()}) + "\n")

@@ -26,8 +26,12 @@ def home() -> Path:
     return Path(os.environ.get("LLMDISTILL_HOME") or default)
 
 
-def resolve_teacher(model: str) -> Path:
+def resolve_teacher(model: str, key: str = "teacher.model") -> Path:
     """The model folder that `teacher.model` stands for; hub ids are downloaded and GGUF files converted, once.
+
+    Args:
+        model: as the configuration names it.
+        key: of the configuration, for messages.
 
     Raises:
         ConfigError: nothing is found under that name.
@@ -41,7 +45,7 @@ def resolve_teacher(model: str) -> Path:
         return path.resolve()
     if path.is_file():
         return _converted(path.resolve())
-    return _downloaded(model)
+    return _downloaded(model, key)
 
 
 def locate_model(model: str, key: str) -> Path:

@@ -45,6 +45,8 @@ class MicroBatch:
     """None where no row is supervised."""
     tokens: int
     """Slots that hold tokens of records."""
+    row_weights_R: torch.Tensor | None = None
+    """float32 [R]: weight of each row in the loss, above 0; None: 1 each."""
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
@@ -56,6 +58,7 @@ class MicroBatch:
             self.student_rows_R.to(device),
             None if self.rows is None else self.rows.to(device),
             self.tokens,
+            None if self.row_weights_R is None else self.row_weights_R.to(device),
         )
 
     @property
@@ -73,6 +76,7 @@ class MicroBatch:
             entropy_R = self.rows.entropy_R
             return WeightedTargets(
                 actual_ids_R=self.actual_ids_R,
+                row_weights_R=self.row_weights_R,
                 student_rows_R=self.student_rows_R,
                 actual_logprobs_R=self.rows.actual_logprobs_R,
                 ids_RK=ids_RK,
@@ -82,6 +86,7 @@ class MicroBatch:
             )
         return TopKTargets(
             actual_ids_R=self.actual_ids_R,
+            row_weights_R=self.row_weights_R,
             student_rows_R=self.student_rows_R,
             ids_RK=ids_RK,
             logprobs_RK=logprobs_RK,
@@ -89,6 +94,10 @@ class MicroBatch:
             actual_logprobs_R=self.rows.actual_logprobs_R,
             log_sum_exps=dict(zip(self.rows.spec.temperatures, self.rows.logsumexp_RJ.unbind(1), strict=True)),
         )
+
+    def weighted_sum(self, values_R: torch.Tensor) -> torch.Tensor:
+        """Σ_rows weight · value, of a value for each supervised row in their order."""
+        return values_R.sum() if self.row_weights_R is None else (values_R * self.row_weights_R).sum()
 
     def segments_BT(self) -> torch.Tensor:
         """int64 [B, T]: number of the record of each slot, counted over the whole batch; padding has its own."""
@@ -106,13 +115,19 @@ class MicroBatch:
         return marks.view_as(self.positions_BT)
 
 
-def collate(reader: CacheReader, sequences: list[tuple[int, ...]], sequence_length: int) -> MicroBatch:
+def collate(
+    reader: CacheReader,
+    sequences: list[tuple[int, ...]],
+    sequence_length: int,
+    weights: np.ndarray | None = None,
+) -> MicroBatch:
     """Lay records into sequences of `sequence_length` slots.
 
     Args:
         reader: the cache.
         sequences: the records of each sequence; an empty one gives padding alone.
         sequence_length: T.
+        weights: of each record of the cache, see `source_weights.record_weights`.
 
     """
     token_ids_BT = torch.zeros(len(sequences), sequence_length, dtype=torch.int64)
@@ -135,6 +150,7 @@ def collate(reader: CacheReader, sequences: list[tuple[int, ...]], sequence_leng
         positions_BT[b, start:] = torch.arange(sequence_length - start)
         tokens += start
     nothing = torch.zeros(0, dtype=torch.int64)
+    records = [number for members in sequences for number in members]
     return MicroBatch(
         token_ids_BT,
         positions_BT,
@@ -143,6 +159,9 @@ def collate(reader: CacheReader, sequences: list[tuple[int, ...]], sequence_leng
         torch.cat(by_student) if by_student else nothing.bool(),
         EncodedRows.concatenate(rows) if rows else None,
         tokens,
+        None
+        if weights is None
+        else torch.from_numpy(np.repeat(weights[records], reader.row_counts[records]).astype(np.float32)),
     )
 
 
@@ -154,6 +173,9 @@ class Step:
     micro_batches: list[MicroBatch]
     global_rows: int
     """Supervised rows of the whole step, over all ranks: known from the plan, without asking anyone."""
+    global_weight: float
+    """Σ weight of these rows: the denominator of the loss, 1 where the step has no row. Equals `global_rows` where
+    nothing is weighted."""
     global_lengths_S: np.ndarray
     """int32 [S]: tokens of each record of the whole step."""
     keys: list[list[bytes]]
@@ -167,6 +189,12 @@ class Step:
         return int(self.global_lengths_S.sum())
 
 
+def weight_of(reader: CacheReader, records: np.ndarray, weights: np.ndarray | None) -> float:
+    """Σ weight over the supervised rows of some records."""
+    rows = reader.row_counts[records]
+    return float(rows.sum() if weights is None else (rows * weights[records]).sum())
+
+
 def read_ahead(
     reader: CacheReader,
     plan: StepPlan,
@@ -175,16 +203,21 @@ def read_ahead(
     num_ranks: int,
     micro_batch_size: int,
     sequence_length: int,
+    weights: np.ndarray | None = None,
 ) -> Iterator[Step]:
-    """The steps first … len(plan) - 1 of one rank, read ahead as far as `READ_AHEAD_BYTES` allows."""
+    """The steps first … len(plan) - 1 of one rank, read ahead as far as `READ_AHEAD_BYTES` allows.
+
+    `weights` are those of the records of the cache, see `source_weights.record_weights`.
+    """
 
     def load(number: int) -> Step:
         everyone = plan.step_records(number)
         batches = plan.micro_batches(number, rank, num_ranks, micro_batch_size)
         return Step(
             number,
-            [collate(reader, sequences, sequence_length) for sequences in batches],
+            [collate(reader, sequences, sequence_length, weights) for sequences in batches],
             int(reader.row_counts[everyone].sum()),
+            weight_of(reader, everyone, weights) or 1.0,
             reader.token_counts[everyone],
             [[reader.keys[record] for sequence in sequences for record in sequence] for sequences in batches],
             0.0,

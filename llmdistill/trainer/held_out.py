@@ -13,16 +13,17 @@ from llmdistill.cache.reader import CacheReader
 from llmdistill.config.train import TrainConfig
 from llmdistill.errors import DataError
 from llmdistill.objectives.terms import weight_at
-from llmdistill.trainer.data import read_ahead
+from llmdistill.trainer.data import read_ahead, weight_of
 from llmdistill.trainer.job import TrainJob
 from llmdistill.trainer.signs import Signs
+from llmdistill.trainer.source_weights import record_weights
 
 
 @torch.no_grad()
 def evaluate_held_out(engine: Any, reader: CacheReader, job: TrainJob, signs: Signs, step: int) -> dict[str, float]:
     """Mean of each objective over the supervised rows of the held-out records, and their weighted sum `eval_loss`.
 
-    The same on every rank. Weights are those of the end of the training.
+    The same on every rank. Objectives weigh what they do at the end of the training, and rows what their sources do.
 
     Args:
         engine: DeepSpeed's.
@@ -46,15 +47,16 @@ def evaluate_held_out(engine: Any, reader: CacheReader, job: TrainJob, signs: Si
     rank, num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     size, length = job.train.micro_batch_size, job.train.sequence_length
     plan = plan_steps(reader.token_counts, records, 1, job.train.seed, length, num_ranks * size)
+    weights = record_weights(reader, job.train.source_weights)
     sums = torch.zeros(len(job.objectives), device=engine.device)
     engine.eval()
-    for part in read_ahead(reader, plan, 0, rank, num_ranks, size, length):
+    for part in read_ahead(reader, plan, 0, rank, num_ranks, size, length, weights):
         signs.mark("evaluation", step)
         for micro_batch in part.micro_batches:
             sums += engine(micro_batch.to(engine.device))[1]
     engine.train()
     torch.distributed.all_reduce(sums)
-    means = (sums / rows).tolist()
+    means = (sums / weight_of(reader, records, weights)).tolist()
     values = {f"eval_{job.objectives[i].name}": value for i, value in enumerate(means)}
     loss = sum(weight_at(objective, 1.0) * value for objective, value in zip(job.objectives, means, strict=True))
     return {"eval_loss": loss, **values}

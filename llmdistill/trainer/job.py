@@ -50,6 +50,8 @@ class TrainJob:
 
         """
         settings = {key: value for key, value in self.train.model_dump().items() if key not in FREE_TO_CHANGE}
+        if not settings["source_weights"]:
+            del settings["source_weights"]  # as in checkpoints of versions that had no weights
         return {
             "objectives": [objective.model_dump(mode="json") for objective in self.objectives],
             "records": records,

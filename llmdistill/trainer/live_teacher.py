@@ -62,6 +62,7 @@ class LiveTeacher:
         """Its logits on the supervised rows, to be computed a chunk at a time."""
         return HeadTargets(
             actual_ids_R=batch.actual_ids_R,
+            row_weights_R=batch.row_weights_R,
             student_rows_R=batch.student_rows_R,
             hidden_RD=states.final_BTD.flatten(0, 1)[batch.row_slots_R],
             head_weight=self.model.get_output_embeddings().weight[: self.vocabulary_size],

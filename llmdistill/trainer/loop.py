@@ -35,6 +35,7 @@ from llmdistill.trainer.job import TrainJob
 from llmdistill.trainer.live_teacher import LiveTeacher
 from llmdistill.trainer.model import DistillationModule
 from llmdistill.trainer.signs import Signs, clear_signs
+from llmdistill.trainer.source_weights import record_weights, require_sources
 from llmdistill.trainer.states import StateNeeds
 from llmdistill.trainer.step import Stepper
 from llmdistill.trainer.trackers import TrainingLog
@@ -88,6 +89,8 @@ class _Training:
         job = self._job
         course = stretches(job, self._rank, lambda: self._signs.mark("cache", self._done + 1))
         stretch = next(course)
+        if not job.train.wait_for_cache:
+            require_sources(stretch.reader, job.train.source_weights, job.cache)
         checkpoint = self._continue(stretch.reader)
         if self._done >= self._last or self._best.ends(job.train):
             return
@@ -145,8 +148,9 @@ class _Training:
         following: Stretch | None = stretch
         while following is not None:
             plan, before, waited = following.plan, following.first, following.wait_seconds
+            weights = record_weights(following.reader, self._job.train.source_weights)
             first = max(self._done - before, 0)
-            for step in read_ahead(following.reader, plan, first, self._rank, self._num_ranks, size, length):
+            for step in read_ahead(following.reader, plan, first, self._rank, self._num_ranks, size, length, weights):
                 if before + step.number == self._total:
                     return
                 wait, waited = step.wait_seconds + waited, 0.0

@@ -94,6 +94,7 @@ class SelfDistillationObjectives:
                 self._vocabulary_size,
                 measure,
                 self._softcap,
+                batch.row_weights_R,
             )
             parts["deep_supervision"] = part_of(sums)
         if self._earlier is not None:
@@ -122,7 +123,7 @@ def _rows(hidden_BTD: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
 def _contrastive_sum(
     first_BTD: torch.Tensor, second_BTD: torch.Tensor, batch: MicroBatch, temperature: float
 ) -> torch.Tensor:
-    """Σ_records value · (supervised rows of the record), each told from the records of its own packed sequence.
+    """Σ_records value · (weight of its supervised rows), each told from the records of its own packed sequence.
 
     Padding and records without rows take no part. Other sequences take none either: which of them share a micro-batch
     must not change the value.
@@ -136,7 +137,10 @@ def _contrastive_sum(
     sequence_N = counts_S.new_zeros(number).scatter(0, records_BT[rows_BT], sequences_BT[rows_BT])
     means = [mean_states(states_BTD, records_BT, number) for states_BTD in (first_BTD, second_BTD)]
     values_N = contrastive(means[0], means[1], temperature, sequence_N)
-    return (values_N * counts_S[kept_S]).sum()
+    if batch.row_weights_R is None:
+        return (values_N * counts_S[kept_S]).sum()
+    weights_S = batch.row_weights_R.new_zeros(len(counts_S)).index_add(0, segments_BT[rows_BT], batch.row_weights_R)
+    return (values_N * weights_S[kept_S]).sum()
 
 
 @contextmanager

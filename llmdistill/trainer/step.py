@@ -63,8 +63,8 @@ class Stepper:
         torch.distributed.all_reduce(sums)
         plain: dict[str, float] = {objective.name: weight_at(objective, progress) for objective in self._job.objectives}
         weights = {name: weight * self._factors.get(name, 1.0) for name, weight in plain.items()}
-        rows = max(step.global_rows, 1)
-        values, norms = (sums[0] / rows).tolist(), (sums[1].sqrt() / rows).tolist()
+        weight = step.global_weight
+        values, norms = (sums[0] / weight).tolist(), (sums[1].sqrt() / weight).tolist()
         skipped = find_cause(step, values_MO, self._names) if engine.skipped_steps != before else None
         self.skips.note(number, skipped)
         balance = {f"{name}_balance": factor for name, factor in self._factors.items()}
@@ -88,9 +88,9 @@ class Stepper:
         engine = self._engine
         values, squares = [], torch.zeros(len(self._names), device=engine.device)
         # DeepSpeed averages gradients over ranks and micro-batches; the factor turns that into the sum over the step's
-        # rows divided by their number, so that neither ranks nor accumulation weigh in.
+        # rows divided by their weight (1 each: their number), so that neither ranks nor accumulation weigh in.
         num_ranks = torch.distributed.get_world_size()
-        factor = num_ranks * len(step.micro_batches) / max(step.global_rows, 1)
+        factor = num_ranks * len(step.micro_batches) / step.global_weight
         self._signs.mark("compute", step.number + 1)
         for micro_batch in step.micro_batches:
             total, micro_values, micro_squares = engine(micro_batch.to(engine.device), progress, measure, self._factors)

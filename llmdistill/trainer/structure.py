@@ -93,7 +93,7 @@ class StructureObjectives(nn.Module):
 
             def value(pair: LayerPair) -> torch.Tensor:
                 projected_RD = self.projectors[name](_rows(student.hidden[pair.student], batch), pair)
-                return _HIDDEN[name](projected_RD, _rows(teacher.hidden[pair.teacher], batch)).sum()
+                return batch.weighted_sum(_HIDDEN[name](projected_RD, _rows(teacher.hidden[pair.teacher], batch)))
 
         elif isinstance(config, (AttentionKLConfig, AttentionMSEConfig)):
             students = require_attentions(student.attentions, len(student.attentions))
@@ -101,20 +101,22 @@ class StructureObjectives(nn.Module):
 
             def value(pair: LayerPair) -> torch.Tensor:
                 maps = students[pair.student - 1], teachers[pair.teacher - 1]
-                return _ATTENTION[name](*maps, batch.rows_BT()).sum()
+                return batch.weighted_sum(_ATTENTION[name](*maps, batch.rows_BT()))
 
         elif isinstance(config, RelationConfig):
             on, heads = config.on, config.heads
 
             def value(pair: LayerPair) -> torch.Tensor:
                 sums = [
-                    relation(
-                        student.vectors[kind][pair.student - 1],
-                        teacher.vectors[kind][pair.teacher - 1],
-                        batch.segments_BT(),
-                        batch.rows_BT(),
-                        heads,
-                    ).sum()
+                    batch.weighted_sum(
+                        relation(
+                            student.vectors[kind][pair.student - 1],
+                            teacher.vectors[kind][pair.teacher - 1],
+                            batch.segments_BT(),
+                            batch.rows_BT(),
+                            heads,
+                        )
+                    )
                     for kind in on
                 ]
                 return torch.stack(sums).mean()
@@ -144,7 +146,8 @@ def _relational_sum(
         step = max(count / tokens, 1.0)
         chosen = start + (torch.arange(min(count, tokens), device=student_RD.device) * step).long()
         one_record = torch.zeros_like(chosen)
-        sums.append(_RELATIONAL[name](student_RD[chosen], teacher_RD[chosen], one_record).mean() * count)
+        mean = _RELATIONAL[name](student_RD[chosen], teacher_RD[chosen], one_record).mean()
+        sums.append(mean * (count if batch.row_weights_R is None else batch.row_weights_R[start : start + count].sum()))
         start += count
     return torch.stack(sums).sum()
 

@@ -13,6 +13,7 @@ from llmdistill.cache.reader import CacheReader
 from llmdistill.cache.shard import write_shard
 from llmdistill.cli import stages
 from llmdistill.cli.evaluation import evaluate_run
+from llmdistill.cli.teachers import capture_spec
 from llmdistill.config.evaluate import GenerationConfig
 from llmdistill.config.run import RunConfig
 from llmdistill.config.student import FromTeacherConfig
@@ -56,8 +57,9 @@ def run(tiny_teacher: Path, tokenizer, tmp_path: Path) -> stages.Run:
     )
     found = stages.Run(config, RunFolder(tmp_path / "run"))
     found.folder.path.mkdir()
-    spec = stages.capture_spec(found, tokenizer)
-    requests = make_requests(read_prompts(config.prompts), tokenizer, config.prompts, config.teacher, spec).requests
+    spec = capture_spec(config, config.teacher, found.tokenizer_folder, tokenizer)
+    asked = {"teacher": (config.teacher, spec)}
+    requests = make_requests(read_prompts(config.prompts), tokenizer, config.prompts, asked).requests
     engine = FakeEngine(config.teacher, config.capture, len(tokenizer), tokenizer.eos_token_id)
     records = [asyncio.run(engine.answer(request)) for request in requests]
     write_shard(shard_folder(found.folder.cache), records, spec, "fake-1")
@@ -86,7 +88,7 @@ def test_one_document_holds_every_part(run: stages.Run) -> None:
         for kind in ("source", "position", "entropy"):
             assert sum(group["rows"] for group in values["by"][kind].values()) == document["held_out_rows"]
     sources = document["models"]["student"]["by"]["source"]
-    assert set(sources) == {source.path for source in run.config.prompts.sources}
+    assert set(sources) == {"sums", "facts"}
     assert sum(group["records"] for group in sources.values()) == document["held_out_records"]
     assert document["shape"]["layers_from"] == [0, 3]
     assert len(document["samples"]) == 2

@@ -10,6 +10,7 @@ from llmdistill.cache.index import shard_folder
 from llmdistill.cache.shard import write_shard
 from llmdistill.cli import stages
 from llmdistill.cli.pipeline import PIPELINE, fingerprint
+from llmdistill.cli.teachers import capture_spec
 from llmdistill.config.run import RunConfig
 from llmdistill.observe.run_folder import RunFolder
 from llmdistill.prompts.corpus import read_prompts
@@ -44,15 +45,18 @@ def test_rows_that_are_not_used_are_counted_by_reason_and_listed(
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = stages.Run(configuration(tmp_path, tiny_teacher), RunFolder(tmp_path / "run"))
     tokenizer = load_tokenizer(tiny_teacher)
-    spec = stages.capture_spec(run, tokenizer)
-    corpus = make_requests(read_prompts(run.config.prompts), tokenizer, run.config.prompts, run.config.teacher, spec)
+    spec = capture_spec(run.config, run.config.teacher, tiny_teacher, tokenizer)
+    asked = {"teacher": (run.config.teacher, spec)}
+    corpus = make_requests(read_prompts(run.config.prompts), tokenizer, run.config.prompts, asked)
     records = [
         replace(make_record(number, k=64, vocabulary_size=len(tokenizer)), key=request.key)
         for number, request in enumerate(corpus.requests)
     ]
+    records.append(make_record(99, k=64, vocabulary_size=len(tokenizer)))
     write_shard(shard_folder(run.folder.cache), records, spec, "fake-1")
     stages.generate(run)
     said = capsys.readouterr().err
+    assert "generate: 1 records of the cache answer no prompt of this configuration" in said
     assert "generate: 1 rows: control tokens escaped" in said
     assert "generate: 1 rows: later user turns are not asked" in said
     assert "generate: 3 rows were not used (2 empty or no text, 1 duplicate), see" in said

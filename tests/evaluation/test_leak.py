@@ -39,7 +39,7 @@ def test_duplicates_in_the_corpus_fall_on_one_side(mode: str, tokenizer, tmp_pat
     prompts = PromptsConfig.model_validate({"sources": [{"path": str(path)}], "mode": mode})
     teacher = TeacherConfig.model_validate({"model": "m", "sampling": {"samples": 3}})
     spec = CaptureSpec(mode, "top_k", 1, len(tokenizer), "t", "k", "fake", "float32", {})
-    requests = make_requests(read_prompts(prompts), tokenizer, prompts, teacher, spec).requests
+    requests = make_requests(read_prompts(prompts), tokenizer, prompts, {"teacher": (teacher, spec)}).requests
     assert len(requests) > 140, "several records for many of the prompts"
 
     records, prompt_of = [], {}

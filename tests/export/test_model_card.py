@@ -39,3 +39,25 @@ def test_the_card_says_where_the_student_comes_from(student: dict, export: dict,
     assert front.get("license") == export.get("licence")
     assert f"| student | {origin} |" in card
     assert "abc123" in card
+
+
+def test_the_card_names_every_teacher() -> None:
+    config = RunConfig.model_validate(
+        {
+            "output": "runs/x",
+            "prompts": {"sources": [{"path": "a.jsonl", "teachers": {"teacher": 1, "code": 1, "law": 1}}]},
+            "teacher": {"model": "some/teacher"},
+            "teachers": {"code": {"model": "some/coder"}, "law": {"model": "some/lawyer"}},
+            "student": {"model": "some/model"},
+            "objectives": [{"type": "forward_kl"}],
+        }
+    )
+    captures = [
+        {"name": name, "records": records, "spec": {"teacher": teacher}}
+        for name, records, teacher in (("code", 5, "def"), ("teacher", 7, "abc"))
+    ]
+    card = model_card("student", config, {**INDEX, "captures": captures})
+    assert "Distilled from `some/teacher`, `some/coder`, `some/lawyer`" in card
+    assert "| teacher teacher | `some/teacher`, fingerprint `abc`, 7 records |" in card
+    assert "| teacher code | `some/coder`, fingerprint `def`, 5 records |" in card
+    assert "| teacher law | `some/lawyer`, no record |" in card

@@ -98,7 +98,8 @@ def make(rows: Any, tokenizer: Any, mode: str = "generate", spec: CaptureSpec = 
     teacher = {key: value for key, value in sections.items() if key in TeacherConfig.model_fields}
     prompts = {key: value for key, value in sections.items() if key not in teacher}
     config = PromptsConfig.model_validate({"sources": [{"path": "x"}], "mode": mode, **prompts})
-    return make_requests(rows, tokenizer, config, TeacherConfig.model_validate({"model": "x", **teacher}), spec)
+    asked = {"teacher": (TeacherConfig.model_validate({"model": "x", **teacher}), spec)}
+    return make_requests(rows, tokenizer, config, asked)
 
 
 def read(path: Path | str, prompts: dict[str, Any] | None = None, **source: Any) -> list[PromptRow | RejectedRow]:

@@ -38,12 +38,12 @@ def test_prometheus_and_metrics_lines_tell_what_the_report_tells(
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "500")  # Ray's own is 10 s
     with ray_cluster(ClusterConfig()):
         report = run(tmp_path / "cache", {30: "refuse always", 7: "err"})
-        MetricsLines(tmp_path / "metrics.jsonl").write(report, last=True)
+        MetricsLines(tmp_path / "metrics.jsonl", "code").write(report, last=True)
         deadline = time.monotonic() + 120
         while (found := scrape())["records_total"] < report.records and time.monotonic() < deadline:
             time.sleep(0.2)
     (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
-    assert line.items() >= {"stage": "generate", "records": 39, "rejected": 1, "restarts": 1}.items()
+    assert line.items() >= {"stage": "generate", "teacher": "code", "records": 39, "rejected": 1, "restarts": 1}.items()
     for name in ("records", "tokens", "rows", "bytes", "rejected", "restarts"):
         assert found[f"{name}_total"] == line[name] > 0, name
     assert found["unit_seconds_count"] == 10

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from llmdistill.cache.index import committed_keys
-from llmdistill.cli.stages import Run, capture_spec
+from llmdistill.cli.stages import Run
+from llmdistill.cli.teachers import capture_spec
 from llmdistill.cluster import ray_cluster
 from llmdistill.config.capture import CaptureConfig
 from llmdistill.config.cluster import ClusterConfig
@@ -235,7 +236,7 @@ def test_weights_behind_a_server_need_not_be_here(tiny_teacher: Path, tmp_path: 
         overrides += [f"teacher.server={{base_url: 'http://host/v1', model: {name}}}", "capture={kind: top_k}"]
         run = Run(load_config(QUICKSTART, overrides), RunFolder(tmp_path))
         assert run.tokenizer_folder == folder
-        return capture_spec(run, tokenizer)
+        return capture_spec(run.config, run.config.teacher, folder, tokenizer)
 
     assert spec("one") == spec("one")
     assert spec("one").engine == "openai"

@@ -13,7 +13,7 @@ from llmdistill.observe.report.svg import STYLE_COUNT, Estimate, Series, dot_plo
 from llmdistill.observe.report.training import curve_title, objective_names, training_rows
 from llmdistill.observe.report.words import LABELS, best, figure, span, verdict
 
-_SECTIONS = ("prompts", "teacher", "capture", "student", "objectives", "train")
+_SECTIONS = ("prompts", "teacher", "teachers", "capture", "student", "objectives", "train")
 
 
 def comparison(runs: Sequence[RunFacts]) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def comparison(runs: Sequence[RunFacts]) -> dict[str, Any]:
 
 def differences(configs: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     """Settings that are not equal in all runs: the key, and the value of each."""
-    flat = [_flat({section: config[section] for section in _SECTIONS}) for config in configs]
+    flat = [_flat({section: config[section] for section in _SECTIONS if section in config}) for config in configs]
     keys = dict.fromkeys(key for values in flat for key in values)
     found = [(key, [str(values.get(key, "–")) for values in flat]) for key in keys]
     return [(key, values) for key, values in found if len(set(values)) > 1]

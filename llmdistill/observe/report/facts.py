@@ -12,6 +12,7 @@ import numpy as np
 
 from llmdistill.cache.index import open_shards, shard_names
 from llmdistill.errors import DataError
+from llmdistill.observe.report.teachers import fleet_seconds
 from llmdistill.observe.run_folder import RunFolder
 from llmdistill.trainer.metrics import read_metrics
 from llmdistill.types import FINISH_REASONS
@@ -49,6 +50,8 @@ class RunFacts:
     """Model → its lines of metrics.jsonl."""
     seconds: dict[str, float]
     """Stage → seconds that it worked, over all calls; empty for runs that did not write them down."""
+    fleets: dict[str, float]
+    """Teacher → seconds that its fleets worked."""
     rejected: list[tuple[str, int, str]]
     """Kind of fault, how many rows, the first of them."""
     cache: CacheFacts
@@ -75,7 +78,8 @@ def read_run(folder: RunFolder) -> RunFacts:
             fix="run `llmdistill evaluate CONFIG` again",
         )
     trainings: dict[str, list[dict[str, Any]]] = {}
-    for line in read_metrics(folder.metrics):
+    metrics = read_metrics(folder.metrics)
+    for line in metrics:
         if line["stage"] == "train":
             trainings.setdefault(line["model"], []).append(line)
     seconds: Counter[str] = Counter()
@@ -89,6 +93,7 @@ def read_run(folder: RunFolder) -> RunFacts:
         evaluation=evaluation,
         trainings=trainings,
         seconds=dict(seconds),
+        fleets=fleet_seconds(line for line in metrics if line["stage"] == "generate"),
         rejected=_rejected(folder.rejected),
         cache=_cache_facts(folder.cache),
     )

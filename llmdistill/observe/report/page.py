@@ -13,6 +13,7 @@ from llmdistill.cache.storage import commit_bytes
 from llmdistill.observe.report import results, training, words
 from llmdistill.observe.report.comparison import comparison
 from llmdistill.observe.report.facts import RunFacts, read_run
+from llmdistill.observe.report.teachers import teacher_rows
 from llmdistill.observe.run_folder import RunFolder
 
 
@@ -69,6 +70,7 @@ def run_values(run: RunFacts, price: float | None) -> dict[str, Any]:
         "trainings": training.training_rows(run),
         "costs": training.costs(run, price),
         "cache_charts": training.cache_charts(run.cache),
+        "teachers": teacher_rows(run.config, run.index),
         "student": words.student_words(run.config["student"]),
         "objectives": words.objectives_words(run.config["objectives"]),
         "config_text": json.dumps(run.config, indent=1, ensure_ascii=False),

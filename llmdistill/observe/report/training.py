@@ -10,6 +10,7 @@ from markupsafe import Markup
 from llmdistill.config.weighting import metric_name
 from llmdistill.observe.report.facts import CacheFacts, RunFacts
 from llmdistill.observe.report.svg import Series, histogram, line_chart
+from llmdistill.observe.report.teachers import asked_sections
 from llmdistill.observe.report.words import NAMES, STYLES
 
 _TITLES = {
@@ -101,18 +102,24 @@ def costs(run: RunFacts, price: float | None) -> dict[str, Any]:
         price: of a worker for an hour; None leaves the cost out.
 
     """
-    teacher = run.config["teacher"]
+    teachers = asked_sections(run.config)
     train = sum(row["worker_hours"] for row in training_rows(run))
     generate = run.seconds.get("generate")
     # `auto` is as many replicas as the cluster holds, which the run's files do not say.
-    replicas = teacher["replicas"] if isinstance(teacher["replicas"], int) else None
-    width = teacher["tensor_parallel"] * (replicas or 1)
+    counted = all(isinstance(teacher["replicas"], int) for teacher in teachers.values())
+    worked = {name: run.fleets.get(name, 0.0) for name in teachers}
+    # Where metrics say nothing, each had an equal part of the stage.
+    worked = worked if any(worked.values()) else dict.fromkeys(teachers, 1.0)
+    width = sum(
+        worked[name] * teacher["tensor_parallel"] * (teacher["replicas"] if counted else 1)
+        for name, teacher in teachers.items()
+    ) / sum(worked.values())
     hours = None if generate is None else generate * width / 3600
     known = train + (hours or 0)
     return {
         "train": train,
         "generate": hours,
-        "replicas": replicas,
+        "replicas": counted,
         "known": known,
         "price": price,
         "cost": None if price is None else known * price,
