@@ -135,7 +135,7 @@ def test_the_rows_own_answers_are_references_that_no_teacher_saw(
         lambda folder, teacher, requests: [tokenizer.encode("It is 7") for _ in requests],
     )
     document = evaluated(run, generation=GenerationConfig())
-    own = document["models"]["student"]["by"]["source"][str(Path(run.config.prompts.sources[0].path))]["records"]
+    own = document["models"]["student"]["by"]["source"][run.config.prompts.sources[0].known_as]["records"]
     generation = document["generation"]
     assert 0 < own < generation["prompts"] == document["held_out_records"]
     assert (generation["references_from_corpus"], generation["references_from_cache"]) == (

@@ -17,6 +17,7 @@ from llmdistill.cache.shard import write_shard
 from llmdistill.cache.stats import cache_stats
 from llmdistill.cache.verify import verify
 from llmdistill.cli import stages
+from llmdistill.cli.teachers import capture_spec
 from llmdistill.config.run import RunConfig
 from llmdistill.errors import ConfigError
 from llmdistill.evaluation.methods import METRICS
@@ -71,8 +72,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> stages.Run:
     found.folder.config.write_text(config.model_dump_json())
     found.folder.provenance.write_text(json.dumps(provenance()))
     tokenizer = make_tokenizer()
-    spec = stages.capture_spec(found, tokenizer)
-    requests = make_requests(read_prompts(config.prompts), tokenizer, config.prompts, config.teacher, spec).requests
+    spec = capture_spec(config, config.teacher, found.tokenizer_folder, tokenizer)
+    asked = {"teacher": (config.teacher, spec)}
+    requests = make_requests(read_prompts(config.prompts), tokenizer, config.prompts, asked).requests
     engine = FakeEngine(config.teacher, config.capture, len(tokenizer), tokenizer.eos_token_id)
     write_shard(shard_folder(found.folder.cache), [asyncio.run(engine.answer(r)) for r in requests], spec, "fake-1")
     write_index(found.folder.cache)

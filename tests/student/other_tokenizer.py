@@ -52,7 +52,8 @@ def teacher_spec(tokenizer: Any, mode: str = "generate") -> CaptureSpec:
 def requests_of(rows: Sequence[PromptRow], tokenizer: Any, prompts: PromptsConfig) -> Corpus:
     """What a teacher is asked."""
     teacher = TeacherConfig.model_validate({"model": "x", "max_model_len": 200, "sampling": {"max_new_tokens": 50}})
-    return make_requests(rows, tokenizer, prompts, teacher, teacher_spec(tokenizer, prompts.mode), with_origins=True)
+    asked = {"teacher": (teacher, teacher_spec(tokenizer, prompts.mode))}
+    return make_requests(rows, tokenizer, prompts, asked, with_origins=True)
 
 
 def answered(request: Request, response: Sequence[int], reason: str) -> Record:
