@@ -197,6 +197,7 @@ def _training_jobs(run: Run) -> list[TrainJob]:
             objectives=objectives,
             train=settings,
             teacher=run.teacher_folder if live else None,
+            lora=run.config.student.lora,
         )
 
     jobs = [job("student", run.config.objectives, run.folder.checkpoints, run.config.train)]

@@ -64,7 +64,7 @@ class TrainConfig(Section):
     """Gradients are clipped to this global norm."""
     ema_decay: float | None = Field(default=None, gt=0.0, lt=1.0)
     """Keep a moving average of the weights with this decay a step (0.999 averages over about a thousand steps) and
-    export it; null: export the weights themselves. Needs a `zero_stage` of at least 1."""
+    export it; null: export the weights themselves."""
     balance_objectives: bool = False
     """Every tenth logged step, set factors of the weights (`<type>_balance`) so that the gradients of the objectives by
     the logits stand in the ratio of the weights."""
@@ -146,8 +146,6 @@ class TrainConfig(Section):
             raise ValueError(f"train.deepspeed.{automatic[0]}: auto is a word of other programs; give the value")
         if self.offload_optimizer != "none" and self.zero_stage == 0:
             raise ValueError("train.offload_optimizer: needs a train.zero_stage of at least 1")
-        if self.ema_decay is not None and self.zero_stage == 0:
-            raise ValueError("train.ema_decay: needs a train.zero_stage of at least 1")
         return self
 
     @model_validator(mode="after")

@@ -129,8 +129,8 @@ def _with_volume(config: RunConfig, facts: Facts) -> list[Finding]:
         return findings
     cache = cache_size(config, volume, teacher.tokenizer.size, teacher.config["hidden_size"])
     with _into(findings, "models"):
-        counted = model_size(student.config, "student")
-        findings += check_disk(config, facts, cache, model_files(config, counted.parameters))
+        counted = model_size(student.config, "student", config.student.lora)
+        findings += check_disk(config, facts, cache, model_files(config, counted.parameters, counted.trained))
         large = model_size(teacher.config, "teacher.model")
         findings += check_memory(config, facts, large, counted, student.config)
     return findings

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmdistill.config.objectives import AnyObjective
+from llmdistill.config.student import LoRAConfig
 from llmdistill.config.train import FREE_TO_CHANGE, TrainConfig
 
 
@@ -28,6 +29,8 @@ class TrainJob:
     train: TrainConfig
     teacher: Path | None = None
     """Model folder of the live teacher, where one is needed."""
+    lora: LoRAConfig | None = None
+    """Adapters, where they alone are trained."""
 
     @property
     def tensorboard(self) -> Path:
@@ -50,5 +53,6 @@ class TrainJob:
         return {
             "objectives": [objective.model_dump(mode="json") for objective in self.objectives],
             "records": records,
+            "student.lora": None if self.lora is None else self.lora.model_dump(mode="json"),
             **{f"train.{key}": value for key, value in json.loads(json.dumps(settings)).items()},
         }

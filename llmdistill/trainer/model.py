@@ -67,6 +67,7 @@ class DistillationModule(nn.Module):
         self._teacher = teacher
         self.earlier = earlier
         self._live_logits = live_logits
+        self.register_state_dict_post_hook(_without_frozen)
 
     def head_weight(self) -> nn.Parameter:
         """The head's weight [V, D], whole outside of ZeRO-3."""
@@ -100,6 +101,13 @@ class DistillationModule(nn.Module):
         passes = Passes(states, teacher_states, views, earlier)
         sums: Sums = self.objectives(passes, self.head_weight(), targets, batch, progress, measure_gradients, factors)
         return sums
+
+
+def _without_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Leave out of checkpoints what is not trained, tied weights under both of their names."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(prefix + name, None)
 
 
 class ObjectivesHead(nn.Module):
