@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from llmdistill.config.base import Section
 
@@ -88,7 +88,7 @@ class LoRAConfig(Section):
 
     r: PositiveInt = 16
     """Rank of the adapters."""
-    lora_alpha: PositiveFloat = 32.0
+    lora_alpha: PositiveInt = 32
     """The adapters' product is scaled by `lora_alpha` / `r`."""
     lora_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """On the adapters' inputs; each worker draws its own, so losses then depend on the number of workers."""

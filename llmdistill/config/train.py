@@ -20,6 +20,9 @@ FREE_TO_CHANGE = frozenset(
         "micro_batch_size",
         "max_restarts",
         "gradient_checkpointing",
+        "torch_compile",
+        "torch_compile_backend",
+        "torch_compile_mode",
         "offload_optimizer",
         "deepspeed",
         "report_to",
@@ -88,6 +91,13 @@ class TrainConfig(Section):
     starts. Batch sizes are not among them."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
+    torch_compile: bool = False
+    """Compile the student's blocks with `torch.compile`, at ZeRO stages 0 to 2 and for objectives on logits. The first
+    steps take longer."""
+    torch_compile_backend: str | None = None
+    """Of `torch.compile`; null: inductor, which needs Triton on GPUs and a C++ compiler without them."""
+    torch_compile_mode: str | None = None
+    """Of `torch.compile`: `default`, `reduce-overhead`, `max-autotune`; null: default."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """`bf16` and `fp16` keep float32 master weights; `fp16` scales the loss and skips steps that overflow."""
     workers: PositiveInt = 1
@@ -146,6 +156,28 @@ class TrainConfig(Section):
             raise ValueError(f"train.deepspeed.{automatic[0]}: auto is a word of other programs; give the value")
         if self.offload_optimizer != "none" and self.zero_stage == 0:
             raise ValueError("train.offload_optimizer: needs a train.zero_stage of at least 1")
+        return self
+
+    @model_validator(mode="after")
+    def _offloaded_states_can_be_read(self) -> Self:
+        zero = self.deepspeed.get("zero_optimization", {})
+        if isinstance(zero, dict) and (zero.get("offload_optimizer") or {}).get("device") == "nvme":
+            raise ValueError(
+                "train.deepspeed.zero_optimization.offload_optimizer: with nvme DeepSpeed leaves the states out of its"
+                " checkpoints and copies its swap files beside them, which nothing can export or split anew; use"
+                " train.offload_optimizer: cpu"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compiled(self) -> Self:
+        if self.torch_compile and self.zero_stage == 3:
+            raise ValueError(
+                "train.torch_compile: ZeRO-3 gathers the weights of each layer in hooks that a compiled graph does not"
+                " run; use a train.zero_stage of at most 2"
+            )
+        if not self.torch_compile and (self.torch_compile_backend or self.torch_compile_mode):
+            raise ValueError("train.torch_compile_backend, train.torch_compile_mode: need train.torch_compile")
         return self
 
     @model_validator(mode="after")

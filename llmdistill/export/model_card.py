@@ -68,7 +68,7 @@ def model_card(name: str, config: RunConfig, index: dict[str, Any]) -> str:
 
 def _origin(student: StudentConfig) -> str:
     lora = student.lora
-    adapters = f"; trained: LoRA of rank {lora.r}, alpha {lora.lora_alpha:g}, merged into the weights" if lora else ""
+    adapters = f"; trained: LoRA of rank {lora.r}, alpha {lora.lora_alpha}, merged into the weights" if lora else ""
     if student.model is not None:
         return f"`{student.model}`{adapters}"
     if student.from_teacher is None:

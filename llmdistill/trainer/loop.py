@@ -217,6 +217,10 @@ def make_module(job: TrainJob, vocabulary_size: int) -> DistillationModule:
     student.train()
     if job.train.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
+    if job.train.torch_compile:
+        # In place, so that no name changes; the head and the objectives keep their own way of saving memory.
+        backend, mode = job.train.torch_compile_backend, job.train.torch_compile_mode
+        student.base_model.compile(backend=backend or "inductor", mode=mode)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
     def frozen(folder: Path | None, needs: StateNeeds) -> LiveTeacher | None:

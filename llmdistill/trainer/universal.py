@@ -94,6 +94,6 @@ def _base_states(saved: dict[str, Any]) -> dict[int, dict[str, Any]]:
     from deepspeed.checkpoint.constants import BASE_OPTIMIZER_STATE, FP32_FLAT_GROUPS, OPTIMIZER_STATE_DICT
 
     zero = saved[OPTIMIZER_STATE_DICT]
-    states: dict[int, dict[str, Any]] = zero[OPTIMIZER_STATE_DICT if FP32_FLAT_GROUPS in zero else BASE_OPTIMIZER_STATE]
-    found: dict[int, dict[str, Any]] = states["state"]  # type: ignore[index]
-    return found
+    base = zero[OPTIMIZER_STATE_DICT if FP32_FLAT_GROUPS in zero else BASE_OPTIMIZER_STATE]
+    states: dict[int, dict[str, Any]] = base["state"]
+    return states
