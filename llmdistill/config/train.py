@@ -159,13 +159,18 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _offloaded_states_can_be_read(self) -> Self:
-        zero = self.deepspeed.get("zero_optimization", {})
-        if isinstance(zero, dict) and (zero.get("offload_optimizer") or {}).get("device") == "nvme":
+    def _checkpoints_are_whole(self) -> Self:
+        given = dict(_leaves(self.deepspeed))
+        if given.get(("zero_optimization", "offload_optimizer", "device")) == "nvme":
             raise ValueError(
                 "train.deepspeed.zero_optimization.offload_optimizer: with nvme DeepSpeed leaves the states out of its"
                 " checkpoints and copies its swap files beside them, which nothing can export or split anew; use"
                 " train.offload_optimizer: cpu"
+            )
+        if any(path[:2] == ("checkpoint", "writer") for path in given):
+            raise ValueError(
+                "train.deepspeed.checkpoint.writer: a checkpoint gets its name when its files are there, and these"
+                " writers may end later, or give up without a word; leave it out"
             )
         return self
 

@@ -11,12 +11,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llmdistill.config.objectives import AnyObjective, AuxiliaryObjective
+from llmdistill.config.self_distillation import ContrastiveConfig, DeepSupervisionConfig
 from llmdistill.objectives.chunked_head import chunked_head
 from llmdistill.objectives.targets import HeadTargets, TeacherTargets
 from llmdistill.objectives.terms import Term, make_terms, weight_at
 from llmdistill.student.head import logit_softcap
 from llmdistill.trainer.data import MicroBatch
-from llmdistill.trainer.flops import ModelFlops
+from llmdistill.trainer.flops import ModelFlops, StepFlops
 from llmdistill.trainer.live_teacher import LiveTeacher
 from llmdistill.trainer.self_distillation import SelfDistillationObjectives, Views
 from llmdistill.trainer.states import StateNeeds, States, forward_states, squared_gradient
@@ -74,9 +75,17 @@ class DistillationModule(nn.Module):
         weight: nn.Parameter = self.student.get_output_embeddings().weight
         return weight
 
-    def model_flops(self) -> tuple[ModelFlops, ModelFlops | None]:
-        """Of the student, and of the live teacher where there is one; before ZeRO-3 takes the weights apart."""
-        return ModelFlops.of(self.student), ModelFlops.of(self._teacher.model) if self._teacher else None
+    def model_flops(self) -> StepFlops:
+        """Of all models; before ZeRO-3 takes the weights apart."""
+        configured = self.objectives.configured
+        return StepFlops(
+            ModelFlops.of(self.student),
+            views=2 * sum(isinstance(one, ContrastiveConfig) for one in configured),
+            heads=sum(len(one.layers) for one in configured if isinstance(one, DeepSupervisionConfig)),
+            teacher=ModelFlops.of(self._teacher.model) if self._teacher else None,
+            teacher_head=self._live_logits,
+            earlier=ModelFlops.of(self.earlier.model) if self.earlier else None,
+        )
 
     def forward(
         self,
