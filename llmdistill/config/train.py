@@ -160,14 +160,13 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _checkpoints_are_whole(self) -> Self:
-        given = dict(_leaves(self.deepspeed))
-        if given.get(("zero_optimization", "offload_optimizer", "device")) == "nvme":
+        if dict(_leaves(self.deepspeed)).get(("zero_optimization", "offload_optimizer", "device")) == "nvme":
             raise ValueError(
                 "train.deepspeed.zero_optimization.offload_optimizer: with nvme DeepSpeed leaves the states out of its"
                 " checkpoints and copies its swap files beside them, which nothing can export or split anew; use"
                 " train.offload_optimizer: cpu"
             )
-        if any(path[:2] == ("checkpoint", "writer") for path in given):
+        if "writer" in (self.deepspeed.get("checkpoint") or {}):
             raise ValueError(
                 "train.deepspeed.checkpoint.writer: a checkpoint gets its name when its files are there, and these"
                 " writers may end later, or give up without a word; leave it out"

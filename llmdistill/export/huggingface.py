@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -135,7 +136,7 @@ def full_weights(checkpoint: Path, prefix: str = _PREFIX, average: bool = False)
             weights = load_file(average_file(checkpoint))
         else:  # ZeRO stage 0 keeps the module whole
             weights = torch.load(module_file, map_location="cpu", weights_only=False)["module"]
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise DataError(f"the checkpoint cannot be joined: {error}", where=str(checkpoint)) from error
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from llmdistill.errors import DataError
 from llmdistill.trainer.average import save_average
@@ -128,7 +129,7 @@ def save_checkpoint(engine: Any, folder: Path, state: CheckpointState, keep: int
             for old in sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))[:-keep]:
                 if old != best:
                     shutil.rmtree(old)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise DataError(
             f"cannot write a checkpoint: {error}",
             where=str(folder),
