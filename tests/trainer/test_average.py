@@ -78,7 +78,8 @@ def test_another_number_of_workers_continues_the_average(trained: Trained, tmp_p
             assert [line[value] for line in found] == pytest.approx([line[value] for line in expected], rel=1e-4)
         averages = [full_weights(checkpoint_folder(one.checkpoints, 6), average=True) for one in (job, alone)]
         for key, average in averages[0].items():
-            torch.testing.assert_close(averages[1][key], average, rtol=1e-4, atol=1e-5)
+            # Adam turns rounding of gradients near 0 into steps; the weights themselves are of the order of 0.2.
+            torch.testing.assert_close(averages[1][key], average, rtol=1e-4, atol=1e-4)
         assert not list(alone.checkpoints.glob(".*"))
 
 
