@@ -21,6 +21,7 @@ from llmdistill.cache.index import committed_keys, write_index
 from llmdistill.cache.reader import CacheReader
 from llmdistill.cache.storage import commit_bytes
 from llmdistill.cli import stages
+from llmdistill.cli.student import make_untrained
 from llmdistill.cli.teachers import capture_spec
 from llmdistill.cluster import ray_cluster
 from llmdistill.config.capture import CaptureConfig
@@ -51,7 +52,7 @@ def train_in_rounds(run: Run, config: RoundsConfig) -> None:
         DataError: rounds of another training lie in the run's folder; too few prompts.
 
     """
-    stages.make_untrained(run)
+    make_untrained(run)
     student, *baselines = stages.training_jobs(run)
     with ray_cluster(run.config.cluster):
         with _Rounds(run, config, student) as rounds:

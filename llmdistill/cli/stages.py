@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +70,7 @@ BASELINE = "sft"
 
 def generate(run: Run) -> None:
     """Fill the cache: one record for every prompt (and sample) of the corpus, by the teachers in turn."""
+    from llmdistill.cli.student import require_tokenizers
     from llmdistill.prompts.corpus import read_prompts
     from llmdistill.prompts.rejects import counts_by_kind, write_rejected
     from llmdistill.prompts.render import load_tokenizer
@@ -167,26 +167,9 @@ def _ask_teacher(
             lines.write(report, last=True)
 
 
-def require_tokenizers(run: Run) -> None:
-    """Refuse a student whose tokenizer does not fit the configuration, before the teacher is paid.
-
-    Raises:
-        ConfigError: it has other tokens than the teacher and shall have the same, or has no tokenizer of its own.
-
-    """
-    from llmdistill.student.vocabulary import require_same_tokenizer, tokenizer_files
-
-    model = run.config.student.model
-    if model is None:
-        return
-    if run.own_tokenizer:
-        tokenizer_files(model)
-    else:
-        require_same_tokenizer(model, run.tokenizer_folder, f"student.model: {model}")
-
-
 def train(run: Run) -> None:
     """Train the student, and the baseline where one is asked for."""
+    from llmdistill.cli.student import make_student_cache, make_untrained
     from llmdistill.trainer import torchrun
 
     if run.config.train.wait_for_cache:
@@ -225,6 +208,7 @@ def train_on_cluster(run: Run, job: TrainJob, cpus_in_use: Mapping[str, int] | N
 def _train_as_worker(run: Run) -> None:
     import torch
 
+    from llmdistill.cli.student import make_student_cache, make_untrained
     from llmdistill.trainer import torchrun
     from llmdistill.trainer.loop import run_training
     from llmdistill.trainer.metrics import watched
@@ -258,6 +242,7 @@ def training_jobs(run: Run) -> list[TrainJob]:
             objectives=objectives,
             train=settings,
             teacher=run.teacher_folder if live else None,
+            lora=run.config.student.lora,
         )
 
     jobs = [job("student", run.config.objectives, run.folder.checkpoints, run.config.train)]
@@ -271,7 +256,6 @@ def training_jobs(run: Run) -> list[TrainJob]:
 
 @contextlib.contextmanager
 def _training_progress(job: TrainJob) -> Iterator[Callable[[dict[str, Any]], None]]:
-    from llmdistill.cache.reader import CacheReader
     from llmdistill.trainer.loop import first_and_total_steps
     from llmdistill.trainer.selection import choose
 
@@ -289,80 +273,6 @@ def _training_progress(job: TrainJob) -> Iterator[Callable[[dict[str, Any]], Non
             progress.update(line["step"], f"{line['tokens_per_second']:.0f} tokens/s{skipped}", values)
 
         yield show
-
-
-def make_untrained(run: Run) -> None:
-    """Write the student before training, once."""
-    from llmdistill.student.creation import create_student
-
-    if run.folder.untrained.is_dir():
-        return
-    temporary = run.folder.path / ".untrained.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    for line in create_student(run.config.student, run.teacher_folder, temporary, _calibration(run)).splitlines():
-        say(f"train: {line}")
-    temporary.rename(run.folder.untrained)
-
-
-def make_student_cache(run: Run) -> None:
-    """Bring the cache in the student's own tokens up to the teacher's, where it has such."""
-    if not run.own_tokenizer:
-        return
-    from llmdistill.prompts.corpus import read_prompts
-    from llmdistill.prompts.rejects import counts_by_kind, write_rejected
-    from llmdistill.prompts.render import load_tokenizer
-    from llmdistill.prompts.requests import Origin, make_requests
-    from llmdistill.student.retokenize import retokenize, student_prompts
-    from llmdistill.student.vocabulary import tokenizer_files
-
-    config, cache, target = run.config, run.folder.cache, run.folder.student_cache
-    teacher, student = load_tokenizer(run.tokenizer_folder), load_tokenizer(run.folder.untrained)
-    own = tokenizer_files(str(config.student.model)) / "tokenizer.json"
-    if own.read_bytes() != (run.folder.untrained / "tokenizer.json").read_bytes():
-        raise DataError(
-            "was written for another student, with another tokenizer",
-            where=str(run.folder.untrained),
-            fix="choose another output folder, or go back to the student that it was made for",
-        )
-
-    def read_origins() -> dict[bytes, Origin]:
-        rows, spec = read_prompts(config.prompts), CacheReader(cache).spec
-        asked = {name: (one, spec) for name, one in config.asked_teachers.items()}
-        return make_requests(rows, teacher, config.prompts, asked, with_origins=True).origins
-
-    unknown = config.prompts.template_arguments.keys() - student_prompts(config.prompts, student).template_arguments
-    if unknown:
-        say(f"train: the student's chat template has no {', '.join(sorted(unknown))}; its prompts go without")
-    records = len(CacheReader(cache))
-    with Progress("train tokenizing again", records, "records") as progress:
-        found = retokenize(
-            cache,
-            target,
-            teacher,
-            student,
-            config.prompts,
-            read_origins,
-            config.capture.compression,
-            lambda done, total: progress.update(records - total + done),
-        )
-    for change, count in found.changes.most_common():
-        say(f"train: {count} {change}")
-    if found.records:
-        say(f"train: {found.records} records tokenized again for the student, see {target}")
-    write_rejected(target / "rejected.jsonl", found.rejected)
-    if found.rejected:
-        counts = counts_by_kind(row.reason for row in found.rejected)
-        say(f"train: {len(found.rejected)} records cannot be had in the student's tokens ({counts}), see {target}")
-
-
-def _calibration(run: Run) -> Iterator[list[int]]:
-    """Token ids of some training records; records lie in the order of hashes, so the first ones are a fair sample."""
-    wanted = run.config.student.from_teacher
-    assert wanted is not None
-    reader = CacheReader(run.folder.cache)
-    training, _ = reader.split(run.config.prompts.held_out)
-    for number in training[: wanted.calibration.records].tolist():
-        yield reader.read(number).token_ids_N[: wanted.calibration.tokens].tolist()
 
 
 def export(run: Run) -> None:

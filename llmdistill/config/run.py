@@ -12,6 +12,7 @@ from llmdistill.config.capture import CaptureConfig
 from llmdistill.config.cluster import ClusterConfig
 from llmdistill.config.evaluate import EvaluateConfig
 from llmdistill.config.export import ExportConfig
+from llmdistill.config.likelihood_matching import LikelihoodMatchingConfig
 from llmdistill.config.objectives import (
     AnyObjective,
     AuxiliaryObjective,
@@ -23,6 +24,7 @@ from llmdistill.config.objectives import (
 )
 from llmdistill.config.prompts import MAIN_TEACHER, PromptsConfig
 from llmdistill.config.rounds import RoundsConfig
+from llmdistill.config.self_distillation import SelfDistillationConfig
 from llmdistill.config.student import StudentConfig
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.config.train import TrainConfig
@@ -73,6 +75,21 @@ class RunConfig(Section):
             raise ValueError(
                 f"train.balance_objectives: the gradient of {inner[0]} is by other states and cannot be held against"
                 " those by the logits; set its weight by hand, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_blocks_are_not_looked_into(self) -> Self:
+        inner = [
+            objective.type
+            for objective in self.objectives
+            if isinstance(objective, AuxiliaryObjective)
+            and not isinstance(objective, (SelfDistillationConfig, LikelihoodMatchingConfig))
+        ]
+        if self.train.torch_compile and inner:
+            raise ValueError(
+                f"train.torch_compile: {inner[0]} reads or changes states inside of the student by hooks, which a"
+                " compiled graph does not run; leave one of them out"
             )
         return self
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from llmdistill.config.base import Section
 
@@ -90,6 +90,19 @@ class FromTeacherConfig(Section):
 _CHOICES = {"choose_layers", "calibration"}
 
 
+class LoRAConfig(Section):
+    """Low-rank adapters, with peft's names: only they are trained, and the export has them merged into the weights."""
+
+    r: PositiveInt = 16
+    """Rank of the adapters."""
+    lora_alpha: PositiveInt = 32
+    """The adapters' product is scaled by `lora_alpha` / `r`."""
+    lora_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """On the adapters' inputs; each worker draws its own, so losses then depend on the number of workers."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Modules that get an adapter: `all-linear` (all but the head), or ends of their names such as `q_proj`."""
+
+
 class StudentConfig(Section):
     """Where the student's first weights come from: exactly one of `from_teacher`, `model` and `config`."""
 
@@ -103,6 +116,8 @@ class StudentConfig(Section):
     objectives that compare distributions token by token are refused."""
     config: dict[str, Any] | str | None = None
     """Random weights: the keys of a Hugging Face config (`model_type` and sizes), or a folder with a config.json."""
+    lora: LoRAConfig | None = None
+    """Train adapters instead of all weights; null: all weights."""
     seed: int = 0
     """Of random weights, and of rows that a vocabulary lacks."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -118,6 +133,8 @@ class StudentConfig(Section):
                 "student.tokenizer: own is the tokenizer of student.model; a student that is cut out of the teacher, or"
                 " of random weights, has the teacher's"
             )
+        if self.config is not None and self.lora is not None:
+            raise ValueError("student.lora: adapters on random weights that are never trained; leave it out")
         if isinstance(self.config, dict) and not isinstance(self.config.get("model_type"), str):
             raise ValueError("student.config needs a model_type, for example llama")
         return self

@@ -21,6 +21,9 @@ FREE_TO_CHANGE = frozenset(
         "micro_batch_size",
         "max_restarts",
         "gradient_checkpointing",
+        "torch_compile",
+        "torch_compile_backend",
+        "torch_compile_mode",
         "offload_optimizer",
         "deepspeed",
         "report_to",
@@ -65,7 +68,7 @@ class TrainConfig(Section):
     """Gradients are clipped to this global norm."""
     ema_decay: float | None = Field(default=None, gt=0.0, lt=1.0)
     """Keep a moving average of the weights with this decay a step (0.999 averages over about a thousand steps) and
-    export it; null: export the weights themselves. Needs a `zero_stage` of at least 1."""
+    export it; null: export the weights themselves."""
     balance_objectives: bool = False
     """Every tenth logged step, set factors of the weights (`<type>_balance`) so that the gradients of the objectives by
     the logits stand in the ratio of the weights."""
@@ -94,6 +97,13 @@ class TrainConfig(Section):
     starts. Batch sizes are not among them."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
+    torch_compile: bool = False
+    """Compile the student's blocks with `torch.compile`, at ZeRO stages 0 to 2 and for objectives on logits. The first
+    steps take longer."""
+    torch_compile_backend: str | None = None
+    """Of `torch.compile`; null: inductor, which needs Triton on GPUs and a C++ compiler without them."""
+    torch_compile_mode: str | None = None
+    """Of `torch.compile`: `default`, `reduce-overhead`, `max-autotune`; null: default."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """`bf16` and `fp16` keep float32 master weights; `fp16` scales the loss and skips steps that overflow."""
     workers: PositiveInt = 1
@@ -152,8 +162,32 @@ class TrainConfig(Section):
             raise ValueError(f"train.deepspeed.{automatic[0]}: auto is a word of other programs; give the value")
         if self.offload_optimizer != "none" and self.zero_stage == 0:
             raise ValueError("train.offload_optimizer: needs a train.zero_stage of at least 1")
-        if self.ema_decay is not None and self.zero_stage == 0:
-            raise ValueError("train.ema_decay: needs a train.zero_stage of at least 1")
+        return self
+
+    @model_validator(mode="after")
+    def _checkpoints_are_whole(self) -> Self:
+        if dict(_leaves(self.deepspeed)).get(("zero_optimization", "offload_optimizer", "device")) == "nvme":
+            raise ValueError(
+                "train.deepspeed.zero_optimization.offload_optimizer: with nvme DeepSpeed leaves the states out of its"
+                " checkpoints and copies its swap files beside them, which nothing can export or split anew; use"
+                " train.offload_optimizer: cpu"
+            )
+        if "writer" in (self.deepspeed.get("checkpoint") or {}):
+            raise ValueError(
+                "train.deepspeed.checkpoint.writer: a checkpoint gets its name when its files are there, and these"
+                " writers may end later, or give up without a word; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compiled(self) -> Self:
+        if self.torch_compile and self.zero_stage == 3:
+            raise ValueError(
+                "train.torch_compile: ZeRO-3 gathers the weights of each layer in hooks that a compiled graph does not"
+                " run; use a train.zero_stage of at most 2"
+            )
+        if not self.torch_compile and (self.torch_compile_backend or self.torch_compile_mode):
+            raise ValueError("train.torch_compile_backend, train.torch_compile_mode: need train.torch_compile")
         return self
 
     @model_validator(mode="after")

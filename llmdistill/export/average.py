@@ -13,13 +13,31 @@ from typing import Any
 import torch
 
 from llmdistill.errors import DataError
-from llmdistill.student.average import AVERAGE
+from llmdistill.student.average import AVERAGE, AVERAGE_FILE
+
+
+def training_identity(checkpoint: Path) -> dict[str, Any]:
+    """The settings of the training that a checkpoint belongs to."""
+    identity: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())["identity"]
+    return identity
 
 
 def has_average(checkpoint: Path) -> bool:
     """Whether the training of a checkpoint kept an average."""
-    state = json.loads((checkpoint / "state.json").read_text())
-    return state["identity"].get("train.ema_decay") is not None
+    return training_identity(checkpoint).get("train.ema_decay") is not None
+
+
+def average_file(checkpoint: Path) -> Path:
+    """The average of a checkpoint that is not split.
+
+    Raises:
+        DataError: there is none.
+
+    """
+    path = checkpoint / AVERAGE_FILE
+    if not path.is_file():
+        raise DataError("it holds no average of the weights, and train.ema_decay was set", where=str(checkpoint))
+    return path
 
 
 @contextmanager

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from llmdistill.config.export import ExportConfig
+from llmdistill.config.student import LoRAConfig
 from llmdistill.errors import DataError
-from llmdistill.export.average import averaged_checkpoint, has_average
+from llmdistill.export.average import average_file, averaged_checkpoint, has_average, training_identity
 from llmdistill.export.gguf_file import write_gguf
 from llmdistill.export.verify import verify_export
+from llmdistill.student.adapters import add_adapters, merge_adapters, trained_names
 from llmdistill.student.folder import copy_tokenizer, generation_config
 
 _PREFIX = "student."
@@ -79,9 +83,22 @@ def trained_model(checkpoint: Path, init: Path, average: bool | None = None) -> 
 
     """
     weights = full_weights(checkpoint, average=has_average(checkpoint) if average is None else average)
+    if lora := training_identity(checkpoint).get("student.lora"):
+        # Merged in float32, so that the sum is rounded once.
+        adapted: Any = AutoModelForCausalLM.from_pretrained(str(init), dtype=torch.float32)
+        tuner = add_adapters(adapted, LoRAConfig.model_validate(lora), 0)
+        _fill(adapted, weights, checkpoint)
+        weights = dict(merge_adapters(tuner).named_parameters())
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(init), dtype="auto")
-    expected = dict(model.named_parameters())
-    tied = set(model.state_dict()) - set(expected) - set(dict(model.named_buffers()))
+    _fill(model, weights, checkpoint)
+    return model
+
+
+def _fill(model: PreTrainedModel, weights: dict[str, torch.Tensor], checkpoint: Path) -> None:
+    """Put weights into a model: exactly those that were trained."""
+    parameters = dict(model.named_parameters())
+    expected = {name: parameters[name] for name in trained_names(model)}
+    tied = set(model.state_dict()) - set(parameters) - set(dict(model.named_buffers()))
     for name, parameter in expected.items():
         if name not in weights or weights[name].shape != parameter.shape:
             found = tuple(weights[name].shape) if name in weights else "nothing"
@@ -94,7 +111,6 @@ def trained_model(checkpoint: Path, init: Path, average: bool | None = None) -> 
         raise DataError(f"weights that the student does not have: {', '.join(sorted(unknown))}", str(checkpoint))
     model.load_state_dict({name: weights[name].to(expected[name].dtype) for name in expected}, strict=False)
     model.tie_weights()
-    return model
 
 
 def write_weights(checkpoint: Path, init: Path, file: Path) -> None:
@@ -129,17 +145,20 @@ def full_weights(checkpoint: Path, prefix: str = _PREFIX, average: bool = False)
     """
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    if average:
+    sharded = any(checkpoint.glob("*_optim_states.pt"))
+    if average and sharded:
         with averaged_checkpoint(checkpoint) as averaged:
             return full_weights(averaged, prefix)
     module_file = checkpoint / "mp_rank_00_model_states.pt"
     try:
-        if list(checkpoint.glob("*_optim_states.pt")):
+        if sharded:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+        elif average:
+            weights = load_file(average_file(checkpoint))
         else:  # ZeRO stage 0 keeps the module whole
             weights = torch.load(module_file, map_location="cpu", weights_only=False)["module"]
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise DataError(f"the checkpoint cannot be joined: {error}", where=str(checkpoint)) from error
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 

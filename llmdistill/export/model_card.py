@@ -83,9 +83,11 @@ def _teacher_rows(config: RunConfig, index: dict[str, Any]) -> Iterator[str]:
 
 
 def _origin(student: StudentConfig) -> str:
+    lora = student.lora
+    adapters = f"; trained: LoRA of rank {lora.r}, alpha {lora.lora_alpha}, merged into the weights" if lora else ""
     if student.model is not None:
-        return f"`{student.model}`"
+        return f"`{student.model}`{adapters}"
     if student.from_teacher is None:
         return "random weights"
     sizes = student.from_teacher.model_dump(exclude={"calibration"}, exclude_none=True, exclude_defaults=True)
-    return "cut out of the teacher: " + ", ".join(f"{key} {value}" for key, value in sizes.items())
+    return "cut out of the teacher: " + ", ".join(f"{key} {value}" for key, value in sizes.items()) + adapters

@@ -193,10 +193,14 @@ def check_shared_memory(config: RunConfig, facts: Facts) -> list[Finding]:
 
 
 def check_compiler(config: RunConfig, facts: Facts) -> list[Finding]:
-    """Tools that DeepSpeed needs to compile what the configuration asks for: the CPU Adam of an offloaded optimizer."""
+    """Tools that compile what is asked for: the CPU Adam of an offloaded optimizer, the student itself."""
     machine = facts.machine
     if machine is None:
         return []
+    inductor = config.train.torch_compile and config.train.torch_compile_backend in (None, "inductor")
+    if inductor and not machine.gpus and not machine.tools.get("a C++ compiler"):
+        what = "train.torch_compile needs a C++ compiler where there is no GPU; not found"
+        return [error("compiler", what, "install one, or leave train.torch_compile out")]
     zero = facts.deepspeed.get("zero_optimization", {})
     if zero.get("offload_optimizer", {}).get("device", "none") == "none":
         return [ok("compiler", "nothing has to be compiled: the optimizer is torch's")]

@@ -6,7 +6,8 @@ scoring      time = tokens · FLOPs at half the length / (peak · utilisation)
 generating   prompts as scoring; then steps in which every sequence of a batch gets a token: the larger of
              batch · FLOPs / (peak · utilisation) and
              (weights + batch · KV cache of half the length) / (bandwidth · utilisation)
-training     three times a forward pass per token and epoch (forward once, backward twice)
+training     three times a forward pass per token and epoch (forward once, backward twice); twice where adapters alone
+             are trained, since the other weights get no gradient
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def decoding_batch(config: RunConfig, model: ModelSize, hardware: Hardware, cont
 def training_flops(config: RunConfig, student: ModelSize, volume: Volume) -> float:
     """FLOPs of the student's training, all epochs; the baseline costs as much again."""
     tokens = volume.tokens * (1 - config.prompts.held_out) * config.train.selected_share * config.train.epochs
-    return 3 * scoring_flops(student, tokens, volume.tokens_per_record)
+    return (2 if student.adapters else 3) * scoring_flops(student, tokens, volume.tokens_per_record)
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,14 @@ def training_memory(config: RunConfig, student: ModelSize, shape: Mapping[str, A
     train = config.train
     item = 4 if train.precision == "fp32" else 2
     return TrainingMemory(
-        model_state_bytes(student.parameters, student.largest_layer, stage, train.workers, train.precision),
+        model_state_bytes(
+            student.trained,
+            student.largest_layer,
+            stage,
+            train.workers,
+            train.precision,
+            student.parameters if student.adapters else 0,
+        ),
         activation_bytes(shape, train.micro_batch_size * train.sequence_length),
         _HEAD_BUFFERS + item * student.vocabulary * student.hidden,
     )

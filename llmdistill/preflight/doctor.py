@@ -136,8 +136,8 @@ def _with_volume(config: RunConfig, facts: Facts) -> list[Finding]:
         return findings
     cache = cache_size(config, volume, teacher.tokenizer.size, teacher.config["hidden_size"])
     with _into(findings, "models"):
-        counted = model_size(student.config, "student")
-        findings += check_disk(config, facts, cache, model_files(config, counted.parameters))
+        counted = model_size(student.config, "student", config.student.lora)
+        findings += check_disk(config, facts, cache, model_files(config, counted.parameters, counted.trained))
         for number, view in enumerate(teacher_views(config, facts)):
             if view.facts.teacher is not None:
                 large = model_size(view.facts.teacher.config, f"{view.key}.model")

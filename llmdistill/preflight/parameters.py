@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from llmdistill.config.student import LoRAConfig
 from llmdistill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,13 @@ class ModelSize:
     vocabulary: int
     weight_bits: int | None = None
     """Of a weight in a quantized checkpoint, which keeps them so in memory; None: as many as the precision has."""
+    adapters: int = 0
+    """Parameters of adapters, where they alone are trained; not among the others."""
+
+    @property
+    def trained(self) -> int:
+        """Parameters with a gradient and a state of the optimizer."""
+        return self.adapters or self.parameters
 
     def weight_bytes(self, item: float) -> float:
         """Bytes of all weights, at so many for each that is not quantized."""
@@ -49,15 +60,16 @@ class ModelSize:
         return self.layers * self.cached * item / min(tensor_parallel, self.kv_heads)
 
 
-def model_size(config: Mapping[str, Any], key: str) -> ModelSize:
+def model_size(config: Mapping[str, Any], key: str, lora: LoRAConfig | None = None) -> ModelSize:
     """Count without allocating.
 
     Args:
         config: config.json.
         key: of the configuration, for messages.
+        lora: adapters that it gets.
 
     Raises:
-        ConfigError: transformers does not know the architecture.
+        ConfigError: transformers does not know the architecture, or adapters do not fit it.
 
     """
     import torch
@@ -102,7 +114,15 @@ def model_size(config: Mapping[str, Any], key: str) -> ModelSize:
         cached=latent + loaded.qk_rope_head_dim if latent else 2 * kv_heads * head_width,
         vocabulary=loaded.vocab_size,
         weight_bits=_weight_bits(config.get("quantization_config") or {}),
+        adapters=_adapters(model, lora) if lora else 0,
     )
+
+
+def _adapters(model: PreTrainedModel, lora: LoRAConfig) -> int:
+    from llmdistill.student.adapters import add_adapters
+
+    add_adapters(model, lora, 0)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _weight_bits(quantization: Mapping[str, Any]) -> int | None:

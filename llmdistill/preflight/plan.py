@@ -82,7 +82,7 @@ def make_plan(config: RunConfig, output: Path, options: Options) -> dict[str, An
     student = student_facts(config.student, teacher)
     models = _Models(
         model_size(teacher.config, "teacher.model"),
-        model_size(student.config, "student"),
+        model_size(student.config, "student", config.student.lora),
         dict(student.config),
         len(tokenizer),
     )
@@ -159,7 +159,7 @@ def _cache(config: RunConfig, volume: Volume, models: _Models, output: Path) -> 
     existing = next(path for path in (output, *output.parents) if path.is_dir())
     free = shutil.disk_usage(existing).free
     total = cache_size(config, volume, models.tokens, models.teacher.hidden)
-    rest = model_files(config, models.student.parameters)
+    rest = model_files(config, models.student.parameters, models.student.trained)
     spec = capture_spec(config, models.tokens)
     return {
         "kind": spec.kind,

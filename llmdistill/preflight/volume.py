@@ -103,8 +103,15 @@ def cache_size(config: RunConfig, volume: Volume, vocabulary_size: int, hidden_w
     return cache_bytes(capture_spec(config, vocabulary_size), counts, config.capture.compression, hidden_width)
 
 
-def model_files(config: RunConfig, parameters: int) -> float:
-    """Bytes of checkpoints and models: each training keeps its newest checkpoints while it writes another."""
+def model_files(config: RunConfig, parameters: int, trained: int) -> float:
+    """Bytes of checkpoints and models: each training keeps its newest checkpoints while it writes another.
+
+    Args:
+        config: the run.
+        parameters: of the student.
+        trained: those of them, or the adapters, that checkpoints hold.
+
+    """
     trainings = 2 if config.evaluate.baseline else 1
-    checkpoints = trainings * (config.train.save_total_limit + 1) * _CHECKPOINT_BYTES * parameters
+    checkpoints = trainings * (config.train.save_total_limit + 1) * _CHECKPOINT_BYTES * trained
     return checkpoints + (1 + trainings) * 2 * parameters

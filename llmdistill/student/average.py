@@ -15,6 +15,8 @@ import torch
 
 AVERAGE = "ema"
 """Its name among the optimizer's states."""
+AVERAGE_FILE = "average.safetensors"
+"""Where a checkpoint has it that is not split."""
 
 
 def track_average(optimizer: torch.optim.Optimizer, decay: float) -> None:
@@ -38,6 +40,9 @@ def track_average(optimizer: torch.optim.Optimizer, decay: float) -> None:
 
     @torch.no_grad()
     def after(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if bool(getattr(optimizer, "found_inf", False)):
+            first.clear()  # the step moved nothing, see `guard_plain_optimizer`
+            return
         for parameter in parameters(optimizer):
             state = optimizer.state[parameter]
             if parameter in first:

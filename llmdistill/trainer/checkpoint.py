@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from llmdistill.errors import DataError
+from llmdistill.trainer.average import save_average
 
 _NAME = re.compile(r"step-(\d{8})")
 
@@ -117,9 +117,11 @@ def save_checkpoint(engine: Any, folder: Path, state: CheckpointState, keep: int
         temporary.mkdir(parents=True)
     torch.distributed.barrier()
     try:
-        engine.save_checkpoint(str(folder), tag=temporary.name, save_latest=False)
+        engine.save_checkpoint(str(folder), tag=temporary.name, save_latest=False, exclude_frozen_parameters=True)
         torch.distributed.barrier()
         if leader:
+            if engine.zero_optimization_stage() == 0:
+                save_average(engine, temporary)
             (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n")
             shutil.rmtree(folder / name, ignore_errors=True)
             temporary.rename(folder / name)
@@ -127,7 +129,7 @@ def save_checkpoint(engine: Any, folder: Path, state: CheckpointState, keep: int
             for old in sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))[:-keep]:
                 if old != best:
                     shutil.rmtree(old)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise DataError(
             f"cannot write a checkpoint: {error}",
             where=str(folder),
@@ -147,47 +149,8 @@ def load_checkpoint(engine: Any, checkpoint: Path) -> None:
         DataError: DeepSpeed finds its files incomplete.
 
     """
-    path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    # Weights that are not trained come from the model folder; checkpoints leave them out.
+    whole = all(parameter.requires_grad for parameter in engine.module.parameters())
+    path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name, load_module_strict=whole)
     if path is None:
         raise DataError("DeepSpeed cannot load it", where=str(checkpoint), fix="remove it; the one before is used")
-
-
-def needs_reshaping(state: CheckpointState, workers: int) -> bool:
-    """Whether a checkpoint is split over another number of workers; stage 0 keeps everything whole."""
-    return state.workers != workers and state.zero_stage > 0
-
-
-def universal_checkpoint(checkpoint: Path) -> Path:
-    """The same checkpoint in DeepSpeed's universal format, which any number of workers loads. All ranks call it.
-
-    Rank 0 converts; the folder lies beside the checkpoint under a hidden name until `remove_universal`.
-
-    Raises:
-        DataError: DeepSpeed cannot convert it; raised on every rank.
-
-    """
-    folder = checkpoint.with_name(f".{checkpoint.name}.universal")
-    message: list[str | None] = [None]
-    if torch.distributed.get_rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-        command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-        command += ["--input_folder", str(checkpoint), "--output_folder", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            message[0] = (done.stderr.strip().splitlines() or ["it failed"])[-1]
-    torch.distributed.broadcast_object_list(message)
-    if message[0] is not None:
-        raise DataError(
-            f"DeepSpeed cannot convert it for another number of workers: {message[0]}",
-            where=str(checkpoint),
-            fix="continue with the number of workers in its state.json",
-        )
-    return folder
-
-
-def remove_universal(folder: Path) -> None:
-    """Remove a folder of `universal_checkpoint` once every rank has loaded it."""
-    torch.distributed.barrier()
-    if torch.distributed.get_rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -13,6 +13,12 @@ from llmdistill.student.average import track_average
 from llmdistill.trainer.model import DistillationModule
 from llmdistill.trainer.schedule import learning_rate_factor
 
+_UNIVERSAL = {
+    "checkpoint": {"load_universal": True},
+    # Small weights that ZeRO-3 keeps whole come out of the load without their size (DeepSpeed 0.19.8).
+    "zero_optimization": {"stage3_param_persistence_threshold": 0},
+}
+
 
 def deepspeed_config(train: TrainConfig) -> dict[str, Any]:
     """The DeepSpeed dictionary, every value resolved; `train.deepspeed` is laid over it."""
@@ -82,6 +88,6 @@ def initialize(module: DistillationModule, train: TrainConfig, total_steps: int,
         model=module,
         optimizer=optimizer,
         lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(wrapped, factor),
-        config=deepspeed_config(train) | ({"checkpoint": {"load_universal": True}} if universal else {}),
+        config=_overlaid(deepspeed_config(train), _UNIVERSAL if universal else {}),
     )
     return engine

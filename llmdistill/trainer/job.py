@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmdistill.config.objectives import AnyObjective
+from llmdistill.config.student import LoRAConfig
 from llmdistill.config.train import FREE_TO_CHANGE, TrainConfig
 from llmdistill.trainer.rounds import Round
 
@@ -31,6 +32,8 @@ class TrainJob:
     """Model folder of the live teacher, where one is needed."""
     round: Round | None = None
     """The round that is trained, where the training has rounds; it ends with a checkpoint."""
+    lora: LoRAConfig | None = None
+    """Adapters, where they alone are trained."""
 
     @property
     def tensorboard(self) -> Path:
@@ -60,5 +63,6 @@ class TrainJob:
                 if self.round is None
                 else {"rounds": self.round.config.model_dump(mode="json", exclude={"replicas"})}
             ),
+            "student.lora": None if self.lora is None else self.lora.model_dump(mode="json"),
             **{f"train.{key}": value for key, value in json.loads(json.dumps(settings)).items()},
         }

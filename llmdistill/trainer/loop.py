@@ -12,20 +12,17 @@ import torch
 
 from llmdistill.cache.reader import CacheReader
 from llmdistill.config.objectives import earlier_student
-from llmdistill.errors import DataError
+from llmdistill.student.adapters import add_adapters
 from llmdistill.student.creation import load_student
 from llmdistill.student.trainable import require_trainable
-from llmdistill.trainer.average_teacher import follow_average
+from llmdistill.trainer.average import follow_average, load_sharded_average
 from llmdistill.trainer.checkpoint import (
     CheckpointState,
     latest_checkpoint,
     load_checkpoint,
-    needs_reshaping,
     read_state,
-    remove_universal,
     require_same_training,
     save_checkpoint,
-    universal_checkpoint,
 )
 from llmdistill.trainer.course import Stretch, identity_of_records, stretches, total_steps
 from llmdistill.trainer.data import Step, read_ahead
@@ -39,6 +36,7 @@ from llmdistill.trainer.source_weights import record_weights, require_sources
 from llmdistill.trainer.states import StateNeeds
 from llmdistill.trainer.step import Stepper
 from llmdistill.trainer.trackers import TrainingLog
+from llmdistill.trainer.universal import needs_reshaping, remove_universal, universal_checkpoint
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -200,15 +198,12 @@ def _engine(module: DistillationModule, job: TrainJob, total_steps: int, checkpo
         engine = initialize(module, job.train, total_steps)
         load_checkpoint(engine, checkpoint)
         return engine
-    if job.train.ema_decay is not None:
-        raise DataError(
-            "the moving average of the weights cannot be split over another number of workers",
-            where=str(checkpoint),
-            fix=f"continue with train.workers {read_state(checkpoint).workers}",
-        )
-    universal = universal_checkpoint(checkpoint)
+    average = job.train.ema_decay is not None
+    universal = universal_checkpoint(checkpoint, average)
     engine = initialize(module, job.train, total_steps, universal=True)
     load_checkpoint(engine, universal)
+    if average and job.train.zero_stage == 3:
+        load_sharded_average(engine, universal)
     remove_universal(universal)
     return engine
 
@@ -223,9 +218,15 @@ def make_module(job: TrainJob, vocabulary_size: int) -> DistillationModule:
     dtype, needs = _DTYPES[job.train.precision], StateNeeds.of(job.objectives)
     student = load_student(job.init, dtype, needs.attention_implementation)
     require_trainable(student, f"the student {job.init}")
+    if job.lora:
+        add_adapters(student, job.lora, job.train.seed)
     student.train()
     if job.train.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
+    if job.train.torch_compile:
+        # In place, so that no name changes; the head and the objectives keep their own way of saving memory.
+        backend, mode = job.train.torch_compile_backend, job.train.torch_compile_mode
+        student.base_model.compile(backend=backend or "inductor", mode=mode)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
     def frozen(folder: Path | None, needs: StateNeeds) -> LiveTeacher | None:
@@ -234,5 +235,8 @@ def make_module(job: TrainJob, vocabulary_size: int) -> DistillationModule:
     past = earlier_student(job.objectives)
     folder = job.init if past == "ema" else None if past is None else Path(past)
     teacher, earlier = frozen(job.teacher, needs), frozen(folder, StateNeeds())
+    if past == "ema" and earlier and job.lora:
+        add_adapters(earlier.model, job.lora, job.train.seed)
+        earlier.model.requires_grad_(False).to(device).eval()  # type: ignore[arg-type]
     live_logits = job.train.soft_labels == "live"
     return DistillationModule(student, vocabulary_size, job.objectives, teacher, live_logits, earlier)

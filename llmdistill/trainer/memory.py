@@ -4,7 +4,8 @@ Stages 1 to 3 in bf16 are DeepSpeed's own estimators (`estimate_zero2_model_stat
 stages 1 and 2, and `estimate_zero3_model_states_mem_needs`), without offload. In bytes per parameter they count 2 for
 the weights, 2 + 4 for gradients in both precisions, 4 for master weights and 8 for Adam's two moments; stage 3 adds
 twice the largest layer, gathered. Stage 0 keeps all 20 on every GPU. In fp32 there is one copy of weights and of
-gradients: 4 + 4 + 8, sharded stage by stage (ZeRO, arXiv 1910.02054, section 3).
+gradients: 4 + 4 + 8, sharded stage by stage (ZeRO, arXiv 1910.02054, section 3). Weights that are not trained, beside
+adapters, are there once in the training's precision, and shared out at stage 3 alone.
 """
 
 from __future__ import annotations
@@ -16,18 +17,28 @@ STAGES = (0, 1, 2, 3)
 
 
 def model_state_bytes(
-    parameters: int, largest_layer: int, stage: int, workers: int, precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    parameters: int,
+    largest_layer: int,
+    stage: int,
+    workers: int,
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16",
+    frozen: int = 0,
 ) -> int:
     """Bytes per GPU of weights, gradients and optimizer.
 
     Args:
-        parameters: of the student.
+        parameters: that are trained.
         largest_layer: parameters of its largest module that ZeRO-3 gathers at once.
         stage: 0 … 3.
         workers: GPUs.
         precision: of `train.precision`.
+        frozen: parameters beside them.
 
     """
+    if frozen:
+        item = 4 if precision == "fp32" else 2
+        beside = item * frozen // (workers if stage == 3 else 1)
+        return beside + model_state_bytes(parameters, largest_layer, stage, workers, precision)
     if precision == "fp32":
         gathered = 4 * largest_layer if stage == 3 else 0
         whole = (16, 8, 4, 0)[stage]

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from llmdistill.config.likelihood_matching import LikelihoodMatchingConfig
 from llmdistill.config.objectives import AnyObjective, AuxiliaryObjective, PolicyGradientConfig
+from llmdistill.config.self_distillation import ContrastiveConfig, DeepSupervisionConfig
 from llmdistill.objectives.chunked_head import chunked_head, chunked_values
 from llmdistill.objectives.likelihood_matching import matched_head
 from llmdistill.objectives.policy_gradient import later_advantages
@@ -20,7 +21,7 @@ from llmdistill.objectives.targets import HeadTargets, TeacherTargets
 from llmdistill.objectives.terms import Term, make_terms, policy_gradient_values, weight_at
 from llmdistill.student.head import logit_softcap
 from llmdistill.trainer.data import MicroBatch
-from llmdistill.trainer.flops import ModelFlops
+from llmdistill.trainer.flops import ModelFlops, StepFlops
 from llmdistill.trainer.live_teacher import LiveTeacher
 from llmdistill.trainer.self_distillation import SelfDistillationObjectives, Views, part_of
 from llmdistill.trainer.states import StateNeeds, States, forward_states, squared_gradient
@@ -71,15 +72,24 @@ class DistillationModule(nn.Module):
         self._teacher = teacher
         self.earlier = earlier
         self._live_logits = live_logits
+        self.register_state_dict_post_hook(_without_frozen)
 
     def head_weight(self) -> nn.Parameter:
         """The head's weight [V, D], whole outside of ZeRO-3."""
         weight: nn.Parameter = self.student.get_output_embeddings().weight
         return weight
 
-    def model_flops(self) -> tuple[ModelFlops, ModelFlops | None]:
-        """Of the student, and of the live teacher where there is one; before ZeRO-3 takes the weights apart."""
-        return ModelFlops.of(self.student), ModelFlops.of(self._teacher.model) if self._teacher else None
+    def model_flops(self) -> StepFlops:
+        """Of all models; before ZeRO-3 takes the weights apart."""
+        configured = self.objectives.configured
+        return StepFlops(
+            ModelFlops.of(self.student),
+            views=2 * sum(isinstance(one, ContrastiveConfig) for one in configured),
+            heads=sum(len(one.layers) for one in configured if isinstance(one, DeepSupervisionConfig)),
+            teacher=ModelFlops.of(self._teacher.model) if self._teacher else None,
+            teacher_head=self._live_logits,
+            earlier=ModelFlops.of(self.earlier.model) if self.earlier else None,
+        )
 
     def forward(
         self,
@@ -104,6 +114,13 @@ class DistillationModule(nn.Module):
         passes = Passes(states, teacher_states, views, earlier)
         sums: Sums = self.objectives(passes, self.head_weight(), targets, batch, progress, measure_gradients, factors)
         return sums
+
+
+def _without_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Leave out of checkpoints what is not trained, tied weights under both of their names."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(prefix + name, None)
 
 
 class ObjectivesHead(nn.Module):

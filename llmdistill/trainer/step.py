@@ -12,7 +12,7 @@ import torch
 from llmdistill.objectives.balance import balanced_factors
 from llmdistill.objectives.terms import weight_at
 from llmdistill.trainer.data import Step
-from llmdistill.trainer.flops import ModelFlops, peak_flops
+from llmdistill.trainer.flops import StepFlops, peak_flops
 from llmdistill.trainer.job import TrainJob
 from llmdistill.trainer.signs import Signs
 from llmdistill.trainer.skipping import SkipLimit, find_cause, guard_plain_optimizer, poisoned
@@ -29,7 +29,7 @@ class Stepper:
         job: the training.
         total_steps: of the whole training.
         factors: of the weights, where objectives are balanced; set by measured steps for those after them.
-        flops: of the student, and of the live teacher where there is one.
+        flops: of the models.
         signs: told what begins.
 
     """
@@ -40,7 +40,7 @@ class Stepper:
         job: TrainJob,
         total_steps: int,
         factors: dict[str, float],
-        flops: tuple[ModelFlops, ModelFlops | None],
+        flops: StepFlops,
         signs: Signs,
     ) -> None:
         self._engine, self._job, self._total_steps, self._factors = engine, job, total_steps, factors
@@ -104,10 +104,7 @@ class Stepper:
         return torch.stack(values), squares
 
     def _speed(self, step: Step, seconds: float) -> Mapping[str, float]:
-        student, teacher = self._flops
-        flops = 3 * student.forward(step.global_lengths_S, step.global_rows)
-        if teacher is not None:
-            flops += teacher.forward(step.global_lengths_S, step.global_rows)
+        flops = self._flops.of(step.global_lengths_S, step.global_rows)
         workers = torch.distributed.get_world_size()
         share = {} if self._peak is None else {"model_flops_utilization": flops / seconds / (self._peak * workers)}
         return {

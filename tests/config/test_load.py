@@ -60,6 +60,7 @@ def test_overrides_reach_any_leaf(path: Path) -> None:
         ("student.from_teacher={choose_layers: uniform}", "give a size, one of dense_experts, experts, hidden_size"),
         ("student.from_teacher={experts: 2, dense_experts: 2}", "give one of them"),
         ("student.from_teacher={layers: [1], choose_layers: divergence}", "nothing for choose_layers to choose"),
+        ("student={config: {model_type: llama}, lora: {r: 8}}", "student.lora: adapters on random weights"),
         ("student={config: {hidden_size: 8}}", "student.config needs a model_type"),
         ("objectives.0.temperature=2", "log-sum-exp at that temperature"),
         ("objectives.5.weight=1", "'5' is not an item of a list of 2"),

@@ -20,6 +20,11 @@ INDEX = {"records": 12, "rows": 345, "spec": {"teacher": "abc123"}}
         ),
         ({"model": "some/model"}, {}, "`some/model`"),
         ({"config": {"model_type": "llama"}}, {}, "random weights"),
+        (
+            {"model": "some/model", "lora": {"r": 8}},
+            {},
+            "`some/model`; trained: LoRA of rank 8, alpha 32, merged into the weights",
+        ),
     ],
 )
 def test_the_card_says_where_the_student_comes_from(student: dict, export: dict, origin: str) -> None:

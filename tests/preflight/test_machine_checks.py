@@ -105,6 +105,15 @@ def test_case_z3_offload_without_compilers() -> None:
     assert check_compiler(config, without_gpu)[0].level == "ok"
 
 
+def test_compiling_the_student_without_gpu_needs_a_compiler() -> None:
+    bare = make_machine(tools={"ninja": True})
+    (found,) = check_compiler(*on(bare, train={"torch_compile": True}))
+    assert (found.level, found.exit_status) == ("error", 2)
+    assert "train.torch_compile needs a C++ compiler" in found.what
+    eager = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    assert check_compiler(*on(bare, train=eager))[0].level == "ok"
+
+
 def test_tools_are_looked_for_on_the_path(tmp_path: Path) -> None:
     code = (
         "import json; from pathlib import Path; from llmdistill.config.cluster import ClusterConfig\n"

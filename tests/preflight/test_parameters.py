@@ -2,6 +2,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from llmdistill.config.student import LoRAConfig
 from llmdistill.errors import ConfigError
 from llmdistill.preflight.parameters import model_size
 from tests.preflight.makers import QWEN3_1_7B, QWEN3_32B
@@ -33,6 +34,16 @@ def test_counts_are_those_of_a_real_model() -> None:
     real = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
     assert model_size(shape, "student").parameters == real
     assert torch.empty(0).device.type == "cpu"
+
+
+def test_adapters_are_counted_beside_the_weights() -> None:
+    size = model_size(QWEN3_1_7B, "student", LoRAConfig(r=16))
+    # Queries and output 2048 ↔ 2048, keys and values 2048 → 1024, three of 2048 ↔ 6144, in 28 layers.
+    assert size.adapters == 28 * 16 * (2 * 4096 + 2 * 3072 + 3 * 8192) == 17_432_576
+    assert size.trained == size.adapters
+    assert size.parameters == model_size(QWEN3_1_7B, "student").trained == 1_720_574_976
+    with pytest.raises(ConfigError, match="c_attn"):
+        model_size(QWEN3_1_7B, "student", LoRAConfig(target_modules=("c_attn",)))
 
 
 def test_the_kv_cache_is_shared_out_as_far_as_heads_go() -> None:

@@ -12,7 +12,8 @@ import torch
 
 from llmdistill.cache.index import shard_folder, write_index
 from llmdistill.cache.shard import encode_records, put_shard, record_checksums, shard_name
-from llmdistill.config.objectives import SequenceCEConfig, SkewForwardKLConfig, SkewReverseKLConfig
+from llmdistill.config.objectives import ForwardKLConfig, SequenceCEConfig, SkewForwardKLConfig, SkewReverseKLConfig
+from llmdistill.config.self_distillation import SelfDistillationConfig
 from llmdistill.trainer.job import TrainJob
 from tests.helpers import SPEC, make_cache, make_record, save_random_llama
 from tests.trainer.run_ranks import job_for, run_each
@@ -20,6 +21,8 @@ from tests.trainer.run_ranks import job_for, run_each
 BAD_RECORD = 5
 POISONED = ((0, "fp32"), (0, "bf16"), (1, "bf16"), (2, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16"))
 """ZeRO stages and precisions that train on a cache with a bad record."""
+AVERAGED = {"0": "fp32", "0-bf16": "bf16", "1": "bf16", "2": "fp32", "3": "fp32"}
+"""ZeRO stages that keep an average of the weights, and their precisions; 0 and 3 learn from it, too."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     growing = {"wait_for_cache": True, "max_steps": 99, "epochs": 2}
     jobs["growing"] = job_for(folder / "growing", good, student, **growing)
     jobs["growing-again"] = jobs["growing"]
-    for stage, precision in [(1, "bf16"), (2, "fp32"), (3, "bf16")]:
-        average = {"zero_stage": stage, "precision": precision, "ema_decay": 0.7, **all_steps}
-        jobs[f"average-{stage}"] = job_for(folder / f"average-{stage}", good, student, **average)
+    for name, precision in AVERAGED.items():
+        average = {"zero_stage": int(name[0]), "precision": precision, "ema_decay": 0.7, **all_steps}
+        jobs[f"average-{name}"] = job_for(folder / f"average-{name}", good, student, **average)
+    taught = (ForwardKLConfig(type="forward_kl"), SelfDistillationConfig(type="self_distillation", model="ema"))
+    for name in ("0", "3"):
+        jobs[f"average-{name}"] = dataclasses.replace(jobs[f"average-{name}"], objectives=taught)
     resumed = folder / "resumed" / "checkpoints"
     jobs["average-resumed"] = dataclasses.replace(
         jobs["average-2"], checkpoints=resumed, metrics=resumed.with_name("metrics.jsonl")

@@ -27,6 +27,14 @@ def test_more_sharding_never_takes_more_and_one_gpu_gains_nothing(precision: str
     assert len(set(single)) == 1
 
 
+@pytest.mark.parametrize(("precision", "item"), [("bf16", 2), ("fp32", 4)])
+def test_weights_that_are_not_trained_have_neither_gradient_nor_state(precision: str, item: int) -> None:
+    for stage in STAGES:
+        adapters = model_state_bytes(10**7, 10**6, stage, 8, precision)
+        beside = item * BILLION // (8 if stage == 3 else 1)
+        assert model_state_bytes(10**7, 10**6, stage, 8, precision, frozen=BILLION) == adapters + beside
+
+
 def test_activations_grow_with_tokens_and_layers() -> None:
     shape = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 256}
     # A plain feed-forward part of 4 · hidden would take the 34 bytes of the source; a gated one half of its 19 more.

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llmdistill.cli import stages
+from llmdistill.cli.student import make_untrained
 from llmdistill.config.run import RunConfig
 from llmdistill.errors import DataError
 from llmdistill.observe.run_folder import RunFolder
@@ -34,14 +35,14 @@ def test_a_number_of_parameters_is_all_that_must_be_given(
 ) -> None:
     run = make_run(tmp_path, tiny_teacher, {"from_teacher": {"parameters": "1.6M"}})
     make_cache(run.folder.cache)
-    stages.make_untrained(run)
+    make_untrained(run)
     student = AutoModelForCausalLM.from_pretrained(str(run.folder.untrained), dtype="auto")
     assert sum(parameter.numel() for parameter in student.parameters()) == pytest.approx(1.6e6, rel=0.05)
     assert student.dtype == torch.bfloat16
     shown = capsys.readouterr().err
     assert "train: chosen" in shown
     assert "the student keeps layers" in shown
-    stages.make_untrained(run)
+    make_untrained(run)
     assert not capsys.readouterr().err
 
 
@@ -56,6 +57,6 @@ def test_importance_is_measured_on_training_records(tiny_teacher: Path, tmp_path
 
 
 def test_without_a_cache_only_what_is_measured_is_refused(tiny_teacher: Path, tmp_path: Path) -> None:
-    stages.make_untrained(make_run(tmp_path / "depth", tiny_teacher, {"from_teacher": {"layers": 2}}))
+    make_untrained(make_run(tmp_path / "depth", tiny_teacher, {"from_teacher": {"layers": 2}}))
     with pytest.raises(DataError, match="the cache holds no shard"):
-        stages.make_untrained(make_run(tmp_path / "width", tiny_teacher, {"from_teacher": {"hidden_size": 32}}))
+        make_untrained(make_run(tmp_path / "width", tiny_teacher, {"from_teacher": {"hidden_size": 32}}))
