@@ -80,8 +80,10 @@ def decoding_batch(config: RunConfig, model: ModelSize, hardware: Hardware, cont
 
 
 def training_flops(config: RunConfig, student: ModelSize, volume: Volume) -> float:
-    """FLOPs of the student's training, all epochs; the baseline costs as much again."""
+    """FLOPs of the student's training, all epochs or rounds; the baseline costs as much again."""
     tokens = volume.tokens * (1 - config.prompts.held_out) * config.train.selected_share * config.train.epochs
+    if config.rounds is not None:
+        tokens = float(config.rounds.total_steps * config.train.tokens_per_step)
     return (2 if student.adapters else 3) * scoring_flops(student, tokens, volume.tokens_per_record)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmdistill.config.prompts import MAIN_TEACHER
+from llmdistill.config.rounds import RoundsConfig
 from llmdistill.config.run import RunConfig
 from llmdistill.errors import DataError
 from llmdistill.preflight.corpus import sample_corpus
@@ -118,6 +119,8 @@ def make_plan(config: RunConfig, output: Path, options: Options) -> dict[str, An
         "training": _training(config, models, volume, hardware, options),
         "assumptions": _assumptions(config, options, hardware),
     }
+    if config.rounds is not None:
+        document["rounds"] = _rounds(config, config.rounds, models, volume, hardware, options)
     document["cost"] = _cost(document, options)
     return document
 
@@ -249,6 +252,39 @@ def _training(
     }
 
 
+def _rounds(
+    config: RunConfig,
+    rounds: RoundsConfig,
+    models: _Models,
+    volume: Volume,
+    hardware: tuple[Hardware, ...],
+    options: Options,
+) -> dict[str, Any]:
+    """What the student writes and the teacher scores, beside the training itself."""
+    written = rounds_volume(rounds, volume)
+    writing = config.model_copy(
+        update={
+            "prompts": config.prompts.model_copy(update={"mode": "generate"}),
+            "teacher": config.teacher.model_copy(update={"tensor_parallel": 1}),
+        }
+    )
+    scoring = config.model_copy(update={"prompts": config.prompts.model_copy(update={"mode": "score"})})
+
+    def hours(asked: RunConfig, model: ModelSize) -> dict[str, float]:
+        return {
+            item.name: teacher_seconds(asked, model, written, item, options.utilisation) / 3600 for item in hardware
+        }
+
+    return {
+        "count": rounds.count,
+        "steps": rounds.total_steps,
+        "records": round(written.records),
+        "tokens": round(written.tokens),
+        "student_hours": hours(writing, models.student),
+        "teacher_hours": hours(scoring, models.teacher),
+    }
+
+
 def _cost(document: dict[str, Any], options: Options) -> dict[str, Any]:
     """GPU hours of everything, money, and where a cache pays.
 
@@ -256,7 +292,7 @@ def _cost(document: dict[str, Any], options: Options) -> dict[str, Any]:
     its storage), of which the responses of `generate` mode must be written either way. With E epochs it is cheaper when
     C_once + storage < C_text + E · C_live, so from E > (C_once + storage - C_text) / C_live on.
     """
-    teacher, training = document["teacher"], document["training"]
+    teacher, training, rounds = document["teacher"], document["training"], document.get("rounds")
     storage = document["cache"]["bytes"] / 1e9 * options.storage_price
     found: dict[str, Any] = {"price_per_hour": options.price, "storage_month": storage, "by_hardware": {}}
     for name, once in teacher["hours"].items():
@@ -264,6 +300,8 @@ def _cost(document: dict[str, Any], options: Options) -> dict[str, Any]:
         text = once if teacher["mode"] == "generate" else 0.0
         stored = storage / options.price if options.price else 0.0
         hours = once + training["hours"][name]
+        if rounds is not None:
+            hours += rounds["student_hours"][name] + rounds["teacher_hours"][name]
         found["by_hardware"][name] = {
             "hours": hours,
             "money": None if options.price is None else hours * options.price + storage,

@@ -53,12 +53,13 @@ def _active(model: dict[str, Any]) -> str:
 
 def _hours(plan: dict[str, Any]) -> Table:
     teacher, training, cost = plan["teacher"], plan["training"], plan["cost"]
-    priced = cost["price_per_hour"] is not None
+    priced, rounds = cost["price_per_hour"] is not None, plan.get("rounds")
     columns = [
         "hardware",
         "teacher",
         "training",
         f"training on {training['workers']}",
+        *(["student writes", "teacher scores it"] if rounds else []),
         "in all",
         *(["cost"] if priced else []),
         "live teacher, epoch",
@@ -72,6 +73,7 @@ def _hours(plan: dict[str, Any]) -> Table:
                 _time(teacher["hours"][name]),
                 _time(training["hours"][name]),
                 _time(training["wall_hours"][name]),
+                *([_time(rounds[key][name]) for key in ("student_hours", "teacher_hours")] if rounds else []),
                 _time(total["hours"]),
                 *([f"{total['money']:,.2f}"] if priced else []),
                 _time(teacher["live_epoch_hours"][name]),
@@ -79,7 +81,8 @@ def _hours(plan: dict[str, Any]) -> Table:
             ]
         )
     verb = "generating" if teacher["mode"] == "generate" else "scoring"
-    title = f"Time of one of them: {verb} once, then {training['trainings']} trainings of {training['epochs']} epochs"
+    length = f"{rounds['steps']:,} steps in {rounds['count']} rounds" if rounds else f"{training['epochs']} epochs"
+    title = f"Time of one of them: {verb} once, then {training['trainings']} trainings of {length}"
     return table(title, columns, rows)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from llmdistill.cache.size import CacheCounts, cache_bytes
+from llmdistill.config.rounds import RoundsConfig
 from llmdistill.config.run import RunConfig
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.preflight.facts import CorpusFacts
@@ -76,6 +77,13 @@ def _volume(teacher: TeacherConfig, generate: bool, corpus: CorpusFacts) -> Volu
     if generate:
         return Volume(records, records * length, records * new, records * new)
     return Volume(records, records * (length - supervised), records * supervised, records * supervised)
+
+
+def rounds_volume(rounds: RoundsConfig, volume: Volume) -> Volume:
+    """What the student writes in all rounds; of its answers an upper bound. `volume` is that of the corpus."""
+    records = float(rounds.count * rounds.prompts * rounds.sampling.samples) if max(rounds.on_policy) else 0.0
+    written = records * rounds.sampling.max_new_tokens
+    return Volume(records, records * volume.prompt_tokens / volume.records, written, written)
 
 
 def capture_spec(config: RunConfig, vocabulary_size: int) -> CaptureSpec:

@@ -125,3 +125,23 @@ def test_measuring_shows_what_each_k_keeps(config: Path, tiny_teacher: Path, cap
         "teacher.sampling.max_new_tokens=8", "--measure",
     )  # fmt: skip
     assert generated["measured"]["rows"] == 8 * 8
+
+
+def test_rounds_cost_what_the_student_writes_and_the_teacher_scores(config: Path, capsys) -> None:
+    sections = json.loads(config.read_text())
+    sections["rounds"] = {"count": 4, "steps": 10, "prompts": 20, "sampling": {"max_new_tokens": 100}}
+    config.write_text(json.dumps(sections))
+    found = plan(capsys, config)
+    rounds, cost = found["rounds"], found["cost"]["by_hardware"]
+    assert rounds["records"] == 80
+    per_record = found["tokens"]["prompt_tokens"] / found["tokens"]["records"]
+    assert rounds["tokens"] == pytest.approx(80 * (100 + per_record), rel=0.01)
+    for name, hours in cost.items():
+        parts = [rounds["student_hours"][name], rounds["teacher_hours"][name]]
+        parts += [found["teacher"]["hours"][name], found["training"]["hours"][name]]
+        assert min(parts) > 0
+        assert hours["hours"] == pytest.approx(sum(parts))
+    flops = found["training"]["flops"]
+    sections["rounds"]["count"] = 8
+    config.write_text(json.dumps(sections))
+    assert plan(capsys, config)["training"]["flops"] == pytest.approx(2 * flops), "steps say how long it is, not epochs"
