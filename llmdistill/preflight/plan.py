@@ -30,7 +30,15 @@ from llmdistill.preflight.hardware import ACCELERATORS, Hardware, this_cpu
 from llmdistill.preflight.machine import cores, memory_bytes
 from llmdistill.preflight.models import student_facts, teacher_facts
 from llmdistill.preflight.parameters import ModelSize, model_size
-from llmdistill.preflight.volume import Volume, added, cache_size, capture_spec, model_files, teacher_volumes
+from llmdistill.preflight.volume import (
+    Volume,
+    added,
+    cache_size,
+    capture_spec,
+    model_files,
+    rounds_volume,
+    teacher_volumes,
+)
 from llmdistill.trainer.memory import STAGES
 
 TENSOR_PARALLEL = (1, 2, 4, 8)
