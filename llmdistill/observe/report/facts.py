@@ -48,6 +48,8 @@ class RunFacts:
     evaluation: dict[str, Any]
     trainings: dict[str, list[dict[str, Any]]]
     """Model → its lines of metrics.jsonl."""
+    rounds: list[dict[str, Any]]
+    """Lines of metrics.jsonl, one for each round, where the training had rounds."""
     seconds: dict[str, float]
     """Stage → seconds that it worked, over all calls; empty for runs that did not write them down."""
     fleets: dict[str, float]
@@ -92,6 +94,7 @@ def read_run(folder: RunFolder) -> RunFacts:
         index=index,
         evaluation=evaluation,
         trainings=trainings,
+        rounds=[line for line in metrics if line["stage"] == "round"],
         seconds=dict(seconds),
         fleets=fleet_seconds(line for line in metrics if line["stage"] == "generate"),
         rejected=_rejected(folder.rejected),
