@@ -18,6 +18,7 @@ FREE_TO_CHANGE = frozenset(
         "logging_steps",
         "eval_steps",
         "workers",
+        "min_workers",
         "micro_batch_size",
         "max_restarts",
         "gradient_checkpointing",
@@ -108,6 +109,9 @@ class TrainConfig(Section):
     """`bf16` and `fp16` keep float32 master weights; `fp16` scales the loss and skips steps that overflow."""
     workers: PositiveInt = 1
     """Training processes, one GPU each (or one core without GPUs)."""
+    min_workers: PositiveInt | None = None
+    """Fewest workers that a training may go on with where nodes are lost: of the numbers of which the batch is a
+    multiple, each start takes the largest that the cluster holds. null: always `workers`."""
     max_restarts: NonNegativeInt = 2
     """How often Ray starts the workers again, at the newest checkpoint, when one has died."""
     eval_steps: PositiveInt | None = None
@@ -143,6 +147,8 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _batch_arithmetic(self) -> Self:
         assert self.accumulation_steps  # raises where it does not divide
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"train.min_workers: {self.min_workers} is more than train.workers {self.workers}")
         return self
 
     @model_validator(mode="after")
@@ -220,6 +226,11 @@ class TrainConfig(Section):
     def selected_share(self) -> float:
         """Share of the training records that is trained on."""
         return 1.0 if self.select is None else self.select.keep
+
+    def worker_counts(self) -> list[int]:
+        """Numbers of workers that the training may run on, the largest first."""
+        slots = self.tokens_per_step // (self.micro_batch_size * self.sequence_length)
+        return [n for n in range(self.workers, (self.min_workers or self.workers) - 1, -1) if slots % n == 0]
 
     @property
     def accumulation_steps(self) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from llmdistill.trainer.metrics import watched
 from llmdistill.trainer.signs import stall_message
 
 _START_ATTEMPTS = 10
-"""How often Ray Train waits a minute for its workers before the training is given up."""
+"""How often Ray Train waits a minute for its workers before the training is given up; where fewer workers would do, it
+waits once, and then the cluster is looked at anew."""
 
 
 def launch(
@@ -42,27 +45,18 @@ def launch(
         TrainingError, DataError: the training failed.
 
     """
-    import ray
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    resources = ray.cluster_resources()
-    use_gpu = bool(resources.get("GPU", 0))
-    require_resources(
-        f"the trainer (train.workers {job.train.workers})",
-        {"GPU" if use_gpu else "CPU": job.train.workers},
-        fix="lower train.workers or use a larger cluster",
-    )
-    reserved = TRAIN in resources
-    used = cpus_in_use or {}
-    nodes = [(node["Resources"], used.get(node["NodeID"], 0)) for node in ray.nodes() if node["Alive"]]
-    cpus = [int(node.get("CPU", 0)) - busy for node, busy in nodes if not reserved or TRAIN in node]
-    cores = 1 if use_gpu else cores_per_worker(cpus, job.train.workers)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     scratch.mkdir(parents=True, exist_ok=True)
     with watched(job.metrics, job.name, on_progress):
         for attempt in range(job.train.max_restarts + 1):
+            room = _room(job, cpus_in_use or {})
+            sized = dataclasses.replace(job, train=job.train.model_copy(update={"workers": room.workers}))
+            if room.workers < job.train.workers:
+                on_restart(f"the cluster holds {room.workers} of {job.train.workers} workers; going on with them")
             try:
-                _trainer(job, scratch, use_gpu, cores, reserved).fit()
+                _trainer(sized, scratch, room).fit()
                 return
             except TrainingFailedError as error:
                 cause = _cause(error)
@@ -72,6 +66,43 @@ def launch(
                     raise cause from error
                 _release()
                 on_restart(f"{cause}; restart {attempt + 1} of {job.train.max_restarts}, from the newest checkpoint")
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What the cluster holds of a training, now."""
+
+    workers: int
+    cores: int
+    """Of each worker."""
+    use_gpu: bool
+    reserved: bool
+    """Some nodes are for training only."""
+
+
+def _room(job: TrainJob, cpus_in_use: Mapping[str, int]) -> _Room:
+    """As many workers as asked for, or as `train.min_workers` allows, where nodes were lost.
+
+    Raises:
+        ClusterError: the cluster holds fewer.
+
+    """
+    import ray
+
+    resources = ray.cluster_resources()
+    use_gpu, reserved = bool(resources.get("GPU", 0)), TRAIN in resources
+    what = "GPU" if use_gpu else "CPU"
+    nodes = [(node["Resources"], cpus_in_use.get(node["NodeID"], 0)) for node in ray.nodes() if node["Alive"]]
+    fitting = [count for count in job.train.worker_counts() if count <= resources.get(what, 0)]
+    if not fitting:
+        fewest = job.train.worker_counts()[-1]
+        require_resources(
+            f"the trainer (train.workers {job.train.workers}{f', at least {fewest}' if job.train.min_workers else ''})",
+            {what: fewest},
+            fix="lower train.workers or use a larger cluster",
+        )
+    cpus = [int(node.get("CPU", 0)) - busy for node, busy in nodes if not reserved or TRAIN in node]
+    return _Room(fitting[0], 1 if use_gpu else cores_per_worker(cpus, fitting[0]), use_gpu, reserved)
 
 
 def cores_per_worker(node_cpus: Sequence[int], workers: int) -> int:
@@ -98,31 +129,32 @@ def _release() -> None:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(hexadecimal))))
 
 
-def _trainer(job: TrainJob, scratch: Path, use_gpu: bool, cores: int, reserved: bool) -> Any:
+def _trainer(job: TrainJob, scratch: Path, room: _Room) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from llmdistill.trainer.ray_backend import ProcessGroupConfig
 
+    attempts = 1 if job.train.min_workers else _START_ATTEMPTS
     return TorchTrainer(
         _worker,
-        train_loop_config={"job": job, "threads": None if use_gpu else cores},
+        train_loop_config={"job": job, "threads": None if room.use_gpu else room.cores},
         scaling_config=ScalingConfig(
             num_workers=job.train.workers,
-            use_gpu=use_gpu,
+            use_gpu=room.use_gpu,
             resources_per_worker={
-                "CPU": cores,
-                **({"GPU": 1} if use_gpu else {}),
-                **({TRAIN: SHARE} if reserved else {}),
+                "CPU": room.cores,
+                **({"GPU": 1} if room.use_gpu else {}),
+                **({TRAIN: SHARE} if room.reserved else {}),
             },
         ),
         run_config=RunConfig(
             name=job.name,
             storage_path=str(scratch),
             # Ray Train hands out its second version's class, which mypy does not see.
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=_START_ATTEMPTS),  # type: ignore[call-arg]
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=attempts),  # type: ignore[call-arg]
         ),
-        torch_config=ProcessGroupConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=ProcessGroupConfig(backend="nccl" if room.use_gpu else "gloo"),
     )
 
 

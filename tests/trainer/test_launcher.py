@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from llmdistill.cluster import enable_token, ray_cluster
+from llmdistill.config.cluster import ClusterConfig
 from llmdistill.config.student import FromTeacherConfig
-from llmdistill.errors import DataError
+from llmdistill.errors import ClusterError, DataError
 from llmdistill.student.creation import create_from_teacher
 from llmdistill.trainer.checkpoint import latest_checkpoint
 from llmdistill.trainer.job import TrainJob
@@ -69,6 +71,50 @@ def test_a_dead_or_hanging_worker_restarts_at_the_newest_checkpoint_and_errors_d
     with pytest.raises(DataError, match="the longest record has 20 tokens"):
         launch(too_long, tmp_path / "scratch", lambda line: None, messages.append)
     assert not messages
+
+
+@pytest.mark.timeout(600)
+def test_a_training_goes_on_with_the_workers_that_are_left(tiny_teacher: Path, tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    make_cache(tmp_path / "cache", records=24)
+    create_from_teacher(tiny_teacher, FromTeacherConfig(layers=2), tmp_path / "init")
+    calm = job_for(tmp_path / "calm", tmp_path / "cache", tmp_path / "init", epochs=8)
+    run_ranks(calm)
+    expected = [line["loss"] for line in read_metrics(calm.metrics)]
+
+    enable_token()  # before the cluster starts, so that both sides agree
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    node = cluster.add_node(num_cpus=1)
+    job = job_for(tmp_path / "lost", tmp_path / "cache", tmp_path / "init", epochs=8, min_workers=1)
+
+    def remove() -> None:
+        while latest_checkpoint(job.checkpoints) is None:
+            time.sleep(0.01)
+        cluster.remove_node(node)
+
+    messages: list[str] = []
+    try:
+        with ray_cluster(ClusterConfig(address=cluster.address)):
+            thread = threading.Thread(target=remove)
+            thread.start()
+            launch(job, tmp_path / "scratch", lambda line: None, messages.append)
+            thread.join()
+            with pytest.raises(ClusterError, match=r"the trainer \(train.workers 2\) needs 2 CPU, the cluster has 1"):
+                launch(replace(calm, checkpoints=tmp_path / "none"), tmp_path / "scratch", lambda line: None)
+    finally:
+        cluster.shutdown()
+    assert any("the cluster holds 1 of 2 workers" in message for message in messages), messages
+    assert [line["loss"] for line in read_metrics(job.metrics)] == pytest.approx(expected, rel=1e-4)
+
+
+def test_numbers_of_workers_are_those_of_which_the_batch_is_a_multiple(tmp_path: Path) -> None:
+    train = job_for(tmp_path, tmp_path, tmp_path).train
+    sizes = {"micro_batch_size": 1, "sequence_length": 16, "tokens_per_step": 16 * 12, "workers": 6, "min_workers": 2}
+    assert train.model_copy(update=sizes).worker_counts() == [6, 4, 3, 2]
+    assert train.model_copy(update=sizes | {"min_workers": None}).worker_counts() == [6]
+    with pytest.raises(ValueError, match=r"train\.min_workers: 7 is more than train\.workers 6"):
+        type(train).model_validate(sizes | {"min_workers": 7})
 
 
 def test_a_launcher_of_another_size_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
