@@ -37,7 +37,9 @@ def make_untrained(run: stages.Run) -> None:
         return
     temporary = run.folder.path / ".untrained.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    for line in create_student(run.config.student, run.teacher_folder, temporary, _calibration(run)).splitlines():
+    for line in create_student(
+        run.config.student, run.teacher_folder, temporary, calibration_sequences(run)
+    ).splitlines():
         stages.say(f"train: {line}")
     temporary.rename(run.folder.untrained)
 
@@ -95,7 +97,7 @@ def make_student_cache(run: stages.Run) -> None:
         )
 
 
-def _calibration(run: stages.Run) -> Iterator[list[int]]:
+def calibration_sequences(run: stages.Run) -> Iterator[list[int]]:
     """Token ids of some training records; records lie in the order of hashes, so the first ones are a fair sample."""
     wanted = run.config.student.from_teacher
     assert wanted is not None

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llmdistill.cli import stages
-from llmdistill.cli.student import make_untrained
+from llmdistill.cli.student import calibration_sequences, make_untrained
 from llmdistill.config.run import RunConfig
 from llmdistill.errors import DataError
 from llmdistill.observe.run_folder import RunFolder
@@ -50,7 +50,7 @@ def test_importance_is_measured_on_training_records(tiny_teacher: Path, tmp_path
     wanted = {"from_teacher": {"hidden_size": 32, "calibration": {"records": 3, "tokens": 7}}}
     run = make_run(tmp_path, tiny_teacher, wanted)
     records = make_cache(run.folder.cache)
-    sequences = list(stages._calibration(run))
+    sequences = list(calibration_sequences(run))
     assert len(sequences) == 3
     starts = {tuple(record.token_ids_N[:7].tolist()): record for record in records}
     assert all(starts[tuple(sequence)].split >= 0.1 * 2**64 for sequence in sequences)
