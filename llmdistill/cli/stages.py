@@ -249,15 +249,20 @@ def _training_progress(job: TrainJob) -> Iterator[Callable[[dict[str, Any]], Non
 
 def make_untrained(run: Run) -> None:
     """Write the student before training, once."""
+    make_student(run, run.folder.untrained, "train")
+
+
+def make_student(run: Run, folder: Path, stage: str) -> None:
+    """Write the student of a configuration into a folder, once; `stage` says so."""
     from llmdistill.student.creation import create_student
 
-    if run.folder.untrained.is_dir():
+    if folder.is_dir():
         return
-    temporary = run.folder.path / ".untrained.tmp"
+    temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     for line in create_student(run.config.student, run.teacher_folder, temporary, _calibration(run)).splitlines():
-        say(f"train: {line}")
-    temporary.rename(run.folder.untrained)
+        say(f"{stage}: {line}")
+    temporary.rename(folder)
 
 
 def _calibration(run: Run) -> Iterator[list[int]]:

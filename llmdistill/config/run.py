@@ -23,6 +23,7 @@ from llmdistill.config.rounds import RoundsConfig
 from llmdistill.config.student import StudentConfig
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.config.train import TrainConfig
+from llmdistill.config.tune import TuneConfig
 
 
 class RunConfig(Section):
@@ -50,6 +51,8 @@ class RunConfig(Section):
     """The folder that comes out."""
     cluster: ClusterConfig = ClusterConfig()
     """Where it runs."""
+    tune: TuneConfig | None = None
+    """What `llmdistill tune` searches; null: its defaults. A run does not look at it."""
 
     @model_validator(mode="after")
     def _distinct_objectives(self) -> Self:

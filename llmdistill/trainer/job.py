@@ -31,6 +31,8 @@ class TrainJob:
     """Model folder of the live teacher, where one is needed."""
     round: Round | None = None
     """The round that is trained, where the training has rounds; it ends with a checkpoint."""
+    pause: int | None = None
+    """Optimizer steps after which it ends before its time, with a checkpoint from which it goes on; None: none."""
 
     @property
     def tensorboard(self) -> Path:
