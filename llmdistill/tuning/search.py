@@ -31,7 +31,7 @@ _OPTIONS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trials have metrics of their own
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # one that fails reports none
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the newer screens ignore `verbose=0`, and would stand between our lines
 }
 
 
