@@ -98,8 +98,9 @@ def search(
     shutil.rmtree(scratch, ignore_errors=True)
     for trial in trials:
         _raise_what_it_raised(trial.folder)
-    for error in results.errors:
-        raise WorkerDiedError(f"a trial's process died: {error}".strip(), fix="the same command continues")
+    if results.errors:
+        reason = str(results.errors[0]).strip().splitlines()[-1]
+        raise WorkerDiedError(f"the processes of a trial died: {reason}", fix="the same command continues")
 
 
 def _places(workers: int, trials: int) -> Places:
@@ -109,15 +110,17 @@ def _places(workers: int, trials: int) -> Places:
 
     held = ray.cluster_resources()
     use_gpu, reserved = bool(held.get("GPU", 0)), TRAIN in held
+    nodes = [
+        node["Resources"] for node in ray.nodes() if node["Alive"] and (not reserved or TRAIN in node["Resources"])
+    ]
     device = "GPU" if use_gpu else "CPU"
     require_resources(
         f"a trial of {workers} workers", {device: workers}, fix="lower tune.workers or use a larger cluster"
     )
-    at_once = min(int(held[device]) // workers, trials)
+    at_once = max(min(int(sum(node.get(device, 0) for node in nodes)) // workers, trials), 1)
     if workers > 1:
         # Without GPUs each Ray Train takes all cores of the cluster. The trial itself only waits for it, on the head.
         return Places(at_once if use_gpu else 1, use_gpu, None, {"node:__internal_head__": SHARE})
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cores = 1 if use_gpu else cores_per_worker([int(node.get("CPU", 0)) for node in nodes], at_once)
     resources = {
         "CPU": float(cores),
