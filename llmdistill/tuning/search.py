@@ -6,11 +6,13 @@ trial of several workers starts a Ray Train of its own for each stretch between 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +79,7 @@ def search(
     for trial in trials:
         (trial.folder / _ERROR).unlink(missing_ok=True)
     work = ray_tune.with_parameters(_run_one, trials=by_number, places=places)
-    results = ray_tune.Tuner(
+    tuner = ray_tune.Tuner(
         ray_tune.with_resources(work, places.resources),
         param_space={_NUMBER: ray_tune.grid_search(order)},
         tune_config=ray_tune.TuneConfig(
@@ -94,7 +96,9 @@ def search(
             failure_config=ray_tune.FailureConfig(max_failures=restarts),
             callbacks=[_callback(by_number, on_end)],
         ),
-    ).fit()
+    )
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is for the table
+        results = tuner.fit()
     shutil.rmtree(scratch, ignore_errors=True)
     for trial in trials:
         _raise_what_it_raised(trial.folder)
