@@ -14,6 +14,7 @@ from llmdistill.cli.cache import cache
 from llmdistill.cli.doctor import doctor
 from llmdistill.cli.launch import launch
 from llmdistill.cli.plan import plan
+from llmdistill.cli.tune import tune
 from llmdistill.errors import LLMDistillError
 
 
@@ -35,6 +36,7 @@ cli.add_command(cache)
 cli.add_command(doctor)
 cli.add_command(plan)
 cli.add_command(launch)
+cli.add_command(tune)
 
 
 def _stage_command(name: str, help_text: str) -> None:

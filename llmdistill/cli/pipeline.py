@@ -94,6 +94,16 @@ def run_stages(config: RunConfig, until: str | None) -> None:
             commit_bytes(folder.stages, (json.dumps(finished, indent=1) + "\n").encode())
 
 
+def generate_first(config: RunConfig) -> None:
+    """Fill the cache where it is not finished, and leave everything else of the run alone."""
+    quiet_libraries()
+    stage, folder = PIPELINE[0], RunFolder(Path(config.output).resolve())
+    if _finished(folder).get(stage.name) == fingerprint(config, stage, "") and folder.cache.exists():
+        stages.say(f"{stage.name}: finished before")
+    else:
+        run_stages(config, until=stage.name)
+
+
 def _finished(folder: RunFolder) -> dict[str, str]:
     found: dict[str, str] = json.loads(folder.stages.read_text()) if folder.stages.is_file() else {}
     return found

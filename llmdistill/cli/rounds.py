@@ -129,7 +129,8 @@ class _Rounds:
             started = time.monotonic()
             current = Round(self._config, number, self._run.folder.rounds)
             busy = self._student.cpus_in_use() + self._teacher.cpus_in_use()
-            stages.train_on_cluster(self._run, dataclasses.replace(self._job, round=current), busy)
+            job = dataclasses.replace(self._job, round=current, pause=current.last_step)
+            stages.train_on_cluster(self._run, job, busy)
             waited, worked = waited + waiting, worked + time.monotonic() - started
             if done() < current.last_step:
                 break  # stopped early

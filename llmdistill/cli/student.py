@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 from llmdistill.cache.reader import CacheReader
 from llmdistill.cli import stages
@@ -31,17 +32,21 @@ def require_tokenizers(run: stages.Run) -> None:
 
 def make_untrained(run: stages.Run) -> None:
     """Write the student before training, once."""
+    make_student(run, run.folder.untrained, "train")
+
+
+def make_student(run: stages.Run, folder: Path, stage: str) -> None:
+    """Write the student of a configuration into a folder, once; `stage` says so."""
     from llmdistill.student.creation import create_student
 
-    if run.folder.untrained.is_dir():
+    if folder.is_dir():
         return
-    temporary = run.folder.path / ".untrained.tmp"
+    temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    for line in create_student(
-        run.config.student, run.teacher_folder, temporary, calibration_sequences(run)
-    ).splitlines():
-        stages.say(f"train: {line}")
-    temporary.rename(run.folder.untrained)
+    made = create_student(run.config.student, run.teacher_folder, temporary, calibration_sequences(run))
+    for line in made.splitlines():
+        stages.say(f"{stage}: {line}")
+    temporary.rename(folder)
 
 
 def make_student_cache(run: stages.Run) -> None:

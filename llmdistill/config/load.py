@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,49 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError("the file must hold a mapping of sections", where=str(path))
     for override in overrides:
         _apply(data, override)
+    return _validated(data)
+
+
+def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """The configuration with other values.
+
+    Args:
+        config: stays as it is.
+        settings: dotted key → value, as in overrides; objectives also by name (`objectives.forward_kl.weight`).
+
+    Raises:
+        ConfigError: a key is unknown, or a value does not fit.
+
+    """
+    # What a person did not write stays unwritten: some settings are refused where they stand and do nothing.
+    data = config.model_dump(mode="json", exclude_unset=True)
+    for key, value in settings.items():
+        _set(data, _by_number(config, key), value)
+    return _validated(data)
+
+
+def setting_of(config: RunConfig, key: str) -> Any:
+    """The value at a key as of `with_settings`; None where the section above it is not there."""
+    value: Any = config.model_dump(mode="json")
+    for part in _by_number(config, key).split("."):
+        value = None if value is None else value[int(part)] if isinstance(value, list) else value.get(part)
+    return value
+
+
+def _by_number(config: RunConfig, key: str) -> str:
+    head, _, rest = key.partition(".")
+    name, _, below = rest.partition(".")
+    if head != "objectives" or not name or name.isdigit():
+        return key
+    names = [objective.name for objective in config.objectives]
+    if name not in names:
+        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"did you mean objectives.{nearest[0]}?" if nearest else f"there are: {', '.join(names)}"
+        raise ConfigError(f"no objective of this name; {hint}", where=key)
+    return f"objectives.{names.index(name)}" + (f".{below}" if below else "")
+
+
+def _validated(data: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
@@ -51,6 +94,10 @@ def _apply(data: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"the value of '{override}' is not YAML", where=key) from None
+    _set(data, key, value)
+
+
+def _set(data: dict[str, Any], key: str, value: Any) -> None:
     *parents, leaf = key.split(".")
     node: Any = data
     for name in parents:
@@ -105,10 +152,9 @@ def _is_union_tag(part: int | str) -> bool:
 def _known_names(location: Sequence[int | str]) -> list[str]:
     models: list[Any] = [RunConfig]
     for part in location:
-        if isinstance(part, str):
-            found = [field.annotation for model in models if (field := model.model_fields.get(part))]
-            models = found or models  # a name that is no field is a key of a mapping of sections
-        models = [leaf for model in models for leaf in _models_in(model)]
+        found = [field.annotation for model in models if (field := model.model_fields.get(str(part)))]
+        # An item of a list, or a key of a mapping, has the model that its place has already.
+        models = [leaf for annotation in found for leaf in _models_in(annotation)] if found else models
     return sorted({name for model in models for name in model.model_fields})
 
 

@@ -28,6 +28,7 @@ from llmdistill.config.self_distillation import SelfDistillationConfig
 from llmdistill.config.student import StudentConfig
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.config.train import TrainConfig
+from llmdistill.config.tune import TuneConfig
 
 TeacherName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
 
@@ -60,6 +61,8 @@ class RunConfig(Section):
     """The folder that comes out."""
     cluster: ClusterConfig = ClusterConfig()
     """Where it runs."""
+    tune: TuneConfig | None = None
+    """What `llmdistill tune` searches; null: its defaults. A run does not look at it."""
 
     @model_validator(mode="after")
     def _distinct_objectives(self) -> Self:

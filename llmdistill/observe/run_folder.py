@@ -72,6 +72,11 @@ class RunFolder:
         """The result, a model folder."""
         return self.path / "student"
 
+    @property
+    def tune(self) -> Path:
+        """Trials of `llmdistill tune`, their table and the winner's configuration."""
+        return self.path / "tune"
+
     def baseline(self, name: str) -> Path:
         """Folder of a baseline: its checkpoints and its model folder."""
         return self.path / "baselines" / name

@@ -31,9 +31,11 @@ class TrainJob:
     teacher: Path | None = None
     """Model folder of the live teacher, where one is needed."""
     round: Round | None = None
-    """The round that is trained, where the training has rounds; it ends with a checkpoint."""
+    """The round that is trained, where the training has rounds."""
     lora: LoRAConfig | None = None
     """Adapters, where they alone are trained."""
+    pause: int | None = None
+    """Optimizer steps after which it ends before its time, with a checkpoint from which it goes on; None: none."""
 
     @property
     def tensorboard(self) -> Path:

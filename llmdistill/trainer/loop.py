@@ -73,7 +73,7 @@ class _Training:
         self._job, self._signs = job, signs
         self._rank, self._num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self._total = total_steps(job)
-        self._last = self._total if job.round is None else job.round.last_step
+        self._last = job.pause or self._total
         """The step that this call ends with, and a checkpoint."""
         self._done = 0
         self._saved = 0
