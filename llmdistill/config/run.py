@@ -117,6 +117,11 @@ class RunConfig(Section):
             raise ValueError("train.select: chooses from a cache that is complete; leave it out, or the rounds")
         if self.capture.hidden_layers:
             raise ValueError("capture.hidden_layers: the student's text has none; leave them out, or the rounds")
+        if self.cluster.autoscaling:
+            raise ValueError(
+                "cluster.autoscaling: rounds use teachers and trainers in turn, and a cluster that scales to one of them"
+                " would not hold the other; use a cluster of a fixed size, or leave the rounds out"
+            )
         return self
 
     @model_validator(mode="after")

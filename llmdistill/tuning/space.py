@@ -131,7 +131,7 @@ def _default_space(config: RunConfig) -> Space:
     cut = config.student.from_teacher
     if cut is not None and not isinstance(cut.layers, tuple) and (cut.layers or cut.parameters):
         space["student.from_teacher.choose_layers"] = SpaceConfig(
-            choice=tuple(dict.fromkeys((cut.choose_layers, "uniform", "divergence")))
+            choice=tuple(dict.fromkeys((cut.choose_layers, "uniform", "block_influence")))
         )
     return space
 

@@ -72,5 +72,5 @@ def test_the_default_search_takes_what_the_configuration_has() -> None:
     assert space["train.lr"].log_uniform == (7.5e-5, 1.2e-3)
     assert space["objectives.sequence_ce.weight"].log_uniform == (0.02, 0.5)
     assert space["objectives.forward_kl.temperature"].choice == (1.0, 2.0)
-    assert space["student.from_teacher.choose_layers"].choice == ("uniform", "divergence")
+    assert space["student.from_teacher.choose_layers"].choice == ("uniform", "block_influence")
     assert list(search_space(configured(student={"model": "other"}))) == ["train.lr", "objectives.sequence_ce.weight"]
