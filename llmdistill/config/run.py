@@ -119,8 +119,8 @@ class RunConfig(Section):
             raise ValueError("capture.hidden_layers: the student's text has none; leave them out, or the rounds")
         if self.cluster.autoscaling:
             raise ValueError(
-                "cluster.autoscaling: rounds use teachers and trainers in turn, and a cluster that scales to one of them"
-                " would not hold the other; use a cluster of a fixed size, or leave the rounds out"
+                "cluster.autoscaling: rounds use teachers and trainers in turn, and a cluster that scales to one of"
+                " them would not hold the other; use a cluster of a fixed size, or leave the rounds out"
             )
         return self
 
