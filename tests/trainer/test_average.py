@@ -75,7 +75,9 @@ def test_another_number_of_workers_continues_the_average(trained: Trained, tmp_p
         expected, found = read_metrics(job.metrics)[4:], read_metrics(alone.metrics)
         assert [line["step"] for line in found] == [5, 6]
         for value in ("loss", *(objective.type for objective in job.objectives)):
-            assert [line[value] for line in found] == pytest.approx([line[value] for line in expected], rel=1e-4)
+            # The divergence from the average is of the order of 0.01, a difference of states that are rounded.
+            wanted = pytest.approx([line[value] for line in expected], rel=1e-4, abs=1e-5)
+            assert [line[value] for line in found] == wanted
         averages = [full_weights(checkpoint_folder(one.checkpoints, 6), average=True) for one in (job, alone)]
         for key, average in averages[0].items():
             # Adam turns rounding of gradients near 0 into steps; the weights themselves are of the order of 0.2.
