@@ -37,7 +37,7 @@ from llmdistill.preflight.machine import machine_facts, output_facts
 from llmdistill.preflight.models import student_facts, teacher_facts
 from llmdistill.preflight.parameters import model_size
 from llmdistill.preflight.selftest import self_test
-from llmdistill.preflight.volume import Volume, cache_size, corpus_volume, model_files
+from llmdistill.preflight.volume import Volume, cache_size, corpus_volume, model_files, rounds_size
 
 Check = Callable[[RunConfig, Facts], list[Finding]]
 _Gathered = TypeVar("_Gathered")
@@ -135,6 +135,7 @@ def _with_volume(config: RunConfig, facts: Facts) -> list[Finding]:
     if volume is None or student is None or teacher is None or teacher.tokenizer is None:
         return findings
     cache = cache_size(config, volume, teacher.tokenizer.size, teacher.config["hidden_size"])
+    cache += rounds_size(config, volume, teacher.tokenizer.size)
     with _into(findings, "models"):
         counted = model_size(student.config, "student", config.student.lora)
         findings += check_disk(config, facts, cache, model_files(config, counted.parameters, counted.trained))

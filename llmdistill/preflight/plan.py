@@ -36,6 +36,7 @@ from llmdistill.preflight.volume import (
     cache_size,
     capture_spec,
     model_files,
+    rounds_size,
     rounds_volume,
     teacher_volumes,
 )
@@ -171,6 +172,7 @@ def _cache(config: RunConfig, volume: Volume, models: _Models, output: Path) -> 
     free = shutil.disk_usage(existing).free
     total = cache_size(config, volume, models.tokens, models.teacher.hidden)
     rest = model_files(config, models.student.parameters, models.student.trained)
+    rest += rounds_size(config, volume, models.tokens)
     spec = capture_spec(config, models.tokens)
     return {
         "kind": spec.kind,

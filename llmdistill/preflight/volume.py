@@ -111,6 +111,13 @@ def cache_size(config: RunConfig, volume: Volume, vocabulary_size: int, hidden_w
     return cache_bytes(capture_spec(config, vocabulary_size), counts, config.capture.compression, hidden_width)
 
 
+def rounds_size(config: RunConfig, volume: Volume, vocabulary_size: int) -> float:
+    """Bytes of the caches of all rounds: of the student's text, scored by the teacher. 0 without rounds."""
+    if config.rounds is None or not max(config.rounds.on_policy):
+        return 0.0
+    return cache_size(config, rounds_volume(config.rounds, volume), vocabulary_size, 0)
+
+
 def model_files(config: RunConfig, parameters: int, trained: int) -> float:
     """Bytes of checkpoints and models: each training keeps its newest checkpoints while it writes another.
 

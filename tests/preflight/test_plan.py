@@ -141,7 +141,10 @@ def test_rounds_cost_what_the_student_writes_and_the_teacher_scores(config: Path
         parts += [found["teacher"]["hours"][name], found["training"]["hours"][name]]
         assert min(parts) > 0
         assert hours["hours"] == pytest.approx(sum(parts))
-    flops = found["training"]["flops"]
+    flops, files = found["training"]["flops"], found["cache"]["checkpoints_and_models_bytes"]
     sections["rounds"]["count"] = 8
     config.write_text(json.dumps(sections))
-    assert plan(capsys, config)["training"]["flops"] == pytest.approx(2 * flops), "steps say how long it is, not epochs"
+    doubled = plan(capsys, config)
+    assert doubled["training"]["flops"] == pytest.approx(2 * flops), "steps say how long it is, not epochs"
+    more = doubled["cache"]["checkpoints_and_models_bytes"] - files
+    assert 80 * 100 * 150 < more < 80 * 100 * 300, "as many bytes a written token as a supervised row takes"
