@@ -36,9 +36,9 @@ from llmdistill.config.cluster import ClusterConfig
 from llmdistill.config.teacher import TeacherConfig
 from llmdistill.teacher.dispatch import Dispatcher
 from llmdistill.teacher.engines import make_engine
-from llmdistill.teacher.fleet import _Replicas
 from llmdistill.teacher.fleet_report import FleetReport
 from llmdistill.teacher.replica import Replica, Target
+from llmdistill.teacher.replicas import Replicas
 from llmdistill.teacher.source import resolve_teacher
 from llmdistill.teacher.vllm_engine import VLLMEngine, head_size
 from llmdistill.types import CaptureSpec, Request
@@ -119,7 +119,7 @@ def measure_fleet(folder: Path, capture: CaptureConfig, count: int, rounds: int)
     ray.get(bare.start.remote())
     # The end token is no id: responses have their full length, for every engine the same work.
     factory = functools.partial(make_engine, model, teacher, capture, vocabulary, -1)
-    fleet = _Replicas(teacher, factory, None)
+    fleet = Replicas(teacher, factory, None)
     fleet.begin(FleetReport(), Dispatcher([], 1), Target(folder / "cache", spec))
     fleet.start(2)
     never = threading.Event()

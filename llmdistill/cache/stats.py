@@ -91,25 +91,12 @@ def cache_stats(cache: Path | str) -> dict[str, Any]:
         sums["entries"] += _entries(shard)
     if not captures:
         raise DataError("the cache holds no shard", where=str(cache), fix="run `llmdistill generate` first")
-    count = max(sums["rows"], 1)
-    of_kind: dict[str, Any] = {
-        "entries_per_row": sums["entries"] / count,
-        "captured_mass": mass.summary(),
-        "entropy": entropy.summary(),
-        "mean_actual_logprob": logprobs / count,
-    }
-    if captures[0].spec.kind == "chunks":
-        of_kind = {
-            "chunks": sums["chunks"],
-            "rows_per_chunk": chunk.summary(),
-            "rows_without_teacher": sums["rows"] - sums["compared"],
-            "mean_chunk_logprob_per_row": logprobs / max(sums["compared"], 1),
-        }
+    count, chunked = max(sums["rows"], 1), captures[0].spec.kind == "chunks"
     return {
         **{name: sums[name] for name in ("shards", "records", "tokens", "rows", "bytes")},
         "bytes_per_row": sums["bytes"] / count,
         "bytes_per_token": sums["bytes"] / max(sums["tokens"], 1),
-        **of_kind,
+        **(_of_chunks(sums, chunk, logprobs) if chunked else _of_rows(sums, mass, entropy, logprobs)),
         "tokens_per_record": tokens.summary(),
         "rows_per_record": rows.summary(),
         "finish_reasons": dict(reasons),
@@ -117,6 +104,27 @@ def cache_stats(cache: Path | str) -> dict[str, Any]:
         "engine_versions": dict(engines),
         "teachers": _teachers(captures),
         "spec": common([capture.spec for capture in captures]).facts(),
+    }
+
+
+def _of_rows(sums: Counter[str], mass: _Histogram, entropy: _Histogram, logprobs: float) -> dict[str, Any]:
+    """What a cache of the teacher's rows has alone."""
+    count = max(sums["rows"], 1)
+    return {
+        "entries_per_row": sums["entries"] / count,
+        "captured_mass": mass.summary(),
+        "entropy": entropy.summary(),
+        "mean_actual_logprob": logprobs / count,
+    }
+
+
+def _of_chunks(sums: Counter[str], chunk: _Histogram, logprobs: float) -> dict[str, Any]:
+    """What a cache of text in the student's own tokens has alone."""
+    return {
+        "chunks": sums["chunks"],
+        "rows_per_chunk": chunk.summary(),
+        "rows_without_teacher": sums["rows"] - sums["compared"],
+        "mean_chunk_logprob_per_row": logprobs / max(sums["compared"], 1),
     }
 
 

@@ -80,7 +80,11 @@ def evaluate_run(
     if settings.lm_eval:
         document["lm_eval"] = _lm_eval(config, models)
     commit_bytes(folder.evaluation, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
-    for name, result in document["models"].items():
+    _say_figures(document["models"], say)
+
+
+def _say_figures(models: dict[str, Any], say: Say) -> None:
+    for name, result in models.items():
         figures = [
             ("KL", "kl", ".4f"),
             ("top-1 agreement", "top1_agreement", ".3f"),

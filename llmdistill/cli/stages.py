@@ -75,6 +75,7 @@ def generate(run: Run) -> None:
     from llmdistill.prompts.rejects import counts_by_kind, write_rejected
     from llmdistill.prompts.render import load_tokenizer
     from llmdistill.prompts.requests import make_requests
+    from llmdistill.prompts.rollouts import of_training
     from llmdistill.teacher.fleet_report import FleetReport
 
     config = run.config
@@ -89,7 +90,8 @@ def generate(run: Run) -> None:
     )
     rejected = corpus.rejected
     write_rejected(run.folder.rejected, rejected)
-    _require_prompts(config, corpus.requests)
+    if config.rounds is not None:  # before the teacher is paid
+        of_training(corpus.requests, config.prompts, config.rounds)
     done = committed_keys(run.folder.cache, *(one.spec for one in teachers.values()))
     for teacher in teachers.values():
         requests = [request for request in corpus.requests if request.teacher == teacher.name]
@@ -114,20 +116,6 @@ def generate(run: Run) -> None:
     if rejected:
         counts = counts_by_kind(row.reason for row in rejected)
         say(f"generate: {len(rejected)} rows were not used ({counts}), see {run.folder.rejected}")
-
-
-def _require_prompts(config: RunConfig, requests: Sequence[Request]) -> None:
-    """Before the teacher is paid: are there as many training prompts as a round wants?"""
-    if config.rounds is None:
-        return
-    first_held_out = int(config.prompts.held_out * 2**64)
-    held = len({request.split for request in requests if request.split >= first_held_out})
-    if held < config.rounds.prompts:
-        raise ConfigError(
-            f"a round wants {config.rounds.prompts} prompts, the corpus has {held} for training",
-            where="rounds.prompts",
-            fix=f"use {held} or less, or add prompts",
-        )
 
 
 def _ask_teacher(

@@ -97,16 +97,7 @@ def make_plan(config: RunConfig, output: Path, options: Options) -> dict[str, An
         len(tokenizer),
     )
     corpus = sample_corpus(config, tokenizer)
-    volumes = {name: one for name, one in teacher_volumes(config, corpus).items() if one.tokens}
-    if not volumes:
-        raise DataError(
-            f"none of {len(corpus.lengths)} sampled rows fits teacher.max_model_len {config.teacher.max_model_len}",
-            where=corpus.sources[0],
-            fix="raise teacher.max_model_len",
-        )
-    if options.tokens is not None:
-        factor = options.tokens / added(volumes.values()).tokens
-        volumes = {name: one.scaled(factor * one.tokens) for name, one in volumes.items()}
+    volumes = _volumes(config, corpus, options)
     volume = added(volumes.values())
     hardware = (*ACCELERATORS, this_cpu(cores(), memory_bytes()))
     sizes = _teacher_sizes(config, models.teacher)
@@ -132,6 +123,21 @@ def make_plan(config: RunConfig, output: Path, options: Options) -> dict[str, An
         document["rounds"] = _rounds(config, config.rounds, models, volume, hardware, options)
     document["cost"] = _cost(document, options)
     return document
+
+
+def _volumes(config: RunConfig, corpus: CorpusFacts, options: Options) -> dict[str, Volume]:
+    """What each teacher that has anything to do reads and writes."""
+    volumes = {name: one for name, one in teacher_volumes(config, corpus).items() if one.tokens}
+    if not volumes:
+        raise DataError(
+            f"none of {len(corpus.lengths)} sampled rows fits teacher.max_model_len {config.teacher.max_model_len}",
+            where=corpus.sources[0],
+            fix="raise teacher.max_model_len",
+        )
+    if options.tokens is not None:
+        factor = options.tokens / added(volumes.values()).tokens
+        volumes = {name: one.scaled(factor * one.tokens) for name, one in volumes.items()}
+    return volumes
 
 
 def _teacher_sizes(config: RunConfig, first: ModelSize) -> dict[str, ModelSize]:

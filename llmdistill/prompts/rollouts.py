@@ -42,20 +42,31 @@ def training_prompts(
     asked = prompts.model_copy(update={"mode": "generate"})
     once = writer.model_copy(update={"sampling": writer.sampling.model_copy(update={"samples": 1})})
     requests = make_requests(read_prompts(asked), tokenizer, asked, {MAIN_TEACHER: (once, spec)}).requests
-    first_held_out = int(prompts.held_out * 2**64)
-    found = [request for request in requests if request.split >= first_held_out]
-    if len(found) < rounds.prompts:
-        raise ConfigError(
-            f"a round wants {rounds.prompts} prompts, the corpus has {len(found)} for training",
-            where="rounds.prompts",
-            fix=f"use {len(found)} or less, or add prompts",
-        )
+    found = of_training(requests, prompts, rounds)
     seed = rounds.sampling.seed
 
     def place(request: Request) -> bytes:
         return hashlib.blake2b(f"{seed}:{request.token_ids}".encode(), digest_size=16).digest()
 
     return sorted(found, key=place)
+
+
+def of_training(requests: Iterable[Request], prompts: PromptsConfig, rounds: RoundsConfig) -> list[Request]:
+    """A request for each prompt that is not held out.
+
+    Raises:
+        ConfigError: they are fewer than a round wants.
+
+    """
+    first_held_out = int(prompts.held_out * 2**64)
+    found = {request.split: request for request in requests if request.split >= first_held_out}
+    if len(found) < rounds.prompts:
+        raise ConfigError(
+            f"a round wants {rounds.prompts} prompts, the corpus has {len(found)} for training",
+            where="rounds.prompts",
+            fix=f"use {len(found)} or less, or add prompts",
+        )
+    return list(found.values())
 
 
 def rollout_requests(prompts: Sequence[Request], spec: CaptureSpec, rounds: RoundsConfig, number: int) -> list[Request]:

@@ -207,7 +207,10 @@ def test_rows_of_two_tokenizers_are_not_compared(objective: dict) -> None:
     ],
 )
 def test_tokens_and_texts_may_be_any_tokenizers(objective: dict) -> None:
-    require_sequence_level([ADAPTER.validate_python(objective)])
+    parsed = ADAPTER.validate_python(objective)
+    require_sequence_level([parsed])
+    with pytest.raises(ValueError, match=r"objectives\.1\.type: forward_kl"):
+        require_sequence_level([parsed, ADAPTER.validate_python({"type": "forward_kl"})])
 
 
 def test_objectives_are_frozen() -> None:

@@ -10,7 +10,7 @@ from llmdistill.cache.index import committed_keys, shard_names
 from llmdistill.cluster import enable_token, ray_cluster
 from llmdistill.config.cluster import ClusterConfig
 from llmdistill.errors import ClusterError
-from llmdistill.teacher import fleet
+from llmdistill.teacher import replicas
 from tests.teacher.test_fleet import REQUESTS, SPEC, TEACHER, run
 
 
@@ -19,7 +19,7 @@ def test_units_of_a_lost_node_are_done_elsewhere_and_without_nodes_the_job_ends(
 ) -> None:
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setattr(fleet, "_NODE_SECONDS", 3.0)
+    monkeypatch.setattr(replicas, "_NODE_SECONDS", 3.0)
     enable_token()  # before the cluster starts, so that both sides agree
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
